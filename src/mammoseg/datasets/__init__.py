@@ -1,0 +1,106 @@
+"""Datasets: one reader a file, one registry, every reader giving `list[DatasetItem]`.
+
+A dataset is named by a *spec*, `KIND:PATH` or `KIND:PATH?option=value&option=value`, or by a bare path whose kind is
+recognised: a `.json` file or a folder with `annotations.json` is COCO, a folder with `images/` and `masks/` is image_mask.
+
+To add a reader: write `datasets/<kind>.py` with `read(path: Path, **options: str) -> list[DatasetItem]`, add one line to
+`READERS` and one to `DESCRIPTIONS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+from urllib.parse import unquote
+
+from mammoseg.datasets.checking import check_items
+from mammoseg.errors import DatasetError
+from mammoseg.types import DatasetItem
+
+Reader = Callable[..., list[DatasetItem]]
+
+READERS = {
+    "coco": "mammoseg.datasets.coco:read",
+    "image_mask": "mammoseg.datasets.image_mask:read",
+    "phantom": "mammoseg.datasets.phantom_files:read",
+    "cdd_cesm": "mammoseg.datasets.cdd_cesm:read",
+}
+
+DESCRIPTIONS = {
+    "coco": "COCO JSON with boxes and/or masks (polygons, RLE); options: category, patient_pattern",
+    "image_mask": "a folder with images/ and masks/ of equal stems, optional index.csv; options: masses, patient_pattern",
+    "phantom": "a folder written by `mammoseg phantom`",
+    "cdd_cesm": "the low-energy images of CDD-CESM with their mass-like regions",
+}
+
+
+def list_kinds() -> dict[str, str]:
+    """The kinds of dataset that can be read, each with one line of description."""
+    return dict(DESCRIPTIONS)
+
+
+def read_dataset(spec: str | Path) -> list[DatasetItem]:
+    """Reads the dataset that `spec` names; see the module's docstring for its form.
+
+    Items come in the order of the source. `image_id` is unique, relative to the dataset and the same wherever the dataset
+    lies; annotations are in the native frame of each image (`xyxy`, half-open, pixel edges).
+    Raises DatasetError naming the file, the record and what to do.
+    """
+    kind, path, options = parse_spec(spec)
+    module, _, attribute = READERS[kind].partition(":")
+    reader = cast(Reader, getattr(importlib.import_module(module), attribute))
+    try:
+        return reader(path, **options)
+    except TypeError as error:
+        if options and "unexpected keyword argument" in str(error):
+            raise DatasetError(f"dataset kind {kind!r} does not take these options: {', '.join(options)}") from error
+        raise
+
+
+def parse_spec(spec: str | Path) -> tuple[str, Path, dict[str, str]]:
+    """Splits a spec into (kind, path, options); recognises the kind of a bare path.
+
+    >>> parse_spec("coco:/data/annotations.json?category=tumour")
+    ('coco', PosixPath('/data/annotations.json'), {'category': 'tumour'})
+    """
+    text = str(spec)
+    prefix, separator, rest = text.partition(":")
+    named = bool(separator) and prefix in READERS
+    location, _, query = (rest if named else text).partition("?")
+    options: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise DatasetError(f"dataset {text!r}: expected option=value after '?', got {part!r}")
+        options[unquote(key)] = unquote(value)
+    path = Path(location).expanduser()
+    if named:
+        return prefix, path, options
+    if not path.exists():
+        if separator and "/" not in prefix:
+            near = difflib.get_close_matches(prefix, READERS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(READERS)}"
+            raise DatasetError(f"dataset {text!r}: unknown kind {prefix!r}; {hint}")
+        raise DatasetError(f"dataset {text!r}: no such file or folder")
+    return _recognise(path), path, options
+
+
+def _recognise(path: Path) -> str:
+    if path.is_file() and path.suffix.lower() == ".json":
+        return "coco"
+    if (path / "annotations.json").is_file():
+        return "coco"
+    if (path / "images").is_dir() and (path / "masks").is_dir():
+        return "image_mask"
+    raise DatasetError(
+        f"dataset {str(path)!r}: its kind is not recognised (no .json file, no annotations.json, no images/ and masks/); "
+        f"write KIND:PATH with one of {', '.join(READERS)}"
+    )
+
+
+def check(dataset: str | Path | list[DatasetItem]) -> list[str]:
+    """What is odd or missing in a dataset (a spec, or items already read): one line each, empty when all is well."""
+    return check_items(dataset if isinstance(dataset, list) else read_dataset(dataset))
