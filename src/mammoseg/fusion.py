@@ -1,0 +1,215 @@
+"""Detections at k scales (or of k models) to one set: multi-scale fusion as published, and its rivals.
+
+Paper: Sect. 3.2, Eq. 1. Every box and region is `xyxy`, half-open, in pixel edges of the native image. The scores of
+"msf" and "wbf" share one scale, the mean over the scales run, so that lesions and other candidates can be ranked together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mammoseg.geometry import box_area, box_iou, clip_boxes
+from mammoseg.types import Boxes, Detections, Size
+
+TOLERANCE = 1e-9
+"""How far M_s may fall short of λ by rounding alone: sums of a thousand float64 scores stay within 1e-12."""
+
+CANDIDATE_SCORE_MIN = 0.005
+MAX_CANDIDATES = 100
+
+Scores = NDArray[np.float64]
+Method = Literal["msf", "wbf", "nms", "none"]
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How the detections of the scales become one set.
+
+    method: "msf" (Eq. 1), "wbf" (weighted boxes fusion), "nms" (over all scales), "none" (the last scale given alone).
+    lam: λ of the paper, 0..1; 0 keeps every pixel that any box covers.
+    score_min, nms_iou: per-scale score threshold and NMS. The paper is silent on both: our assumptions.
+    wbf_iou: boxes that overlap a fused box by more join it (Solovyev et al. 2021 use 0.55).
+    lesion_score_min: fused boxes with a lower absolute score are no lesions; 0 as published.
+    same_iou: a lesion stands for another fused box from this IoU on (see `candidates`).
+    """
+
+    method: Method = "msf"
+    lam: float = 0.6
+    score_min: float = 0.3
+    nms_iou: float = 0.45
+    wbf_iou: float = 0.55
+    lesion_score_min: float = 0.0
+    same_iou: float = 0.45
+
+    def __post_init__(self) -> None:
+        for name in ("lam", "score_min", "nms_iou", "wbf_iou", "lesion_score_min", "same_iou"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"FusionConfig.{name}: expected 0..1, got {value}")
+
+
+def fuse(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
+    """The lesions of one image, best first: `config.method` over the boxes above `score_min`, then `lesion_score_min`.
+
+    per_scale: one `Detections` per scale run, small scale first, native frame; a scale that found nothing still counts.
+    Raises ValueError where no scale is given or their image sizes differ.
+    """
+    methods = {"msf": msf, "wbf": wbf, "nms": nms_fusion, "none": last_scale}
+    fused = methods[config.method](per_scale, config)
+    return fused.select(fused.scores >= config.lesion_score_min)
+
+
+def msf(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
+    """Multi-scale fusion (Sect. 3.2, Eq. 1): M_s = ΣM_i / (N · max c), regions of M_s ≥ λ, a box each.
+
+    N: the number of scales run. M_i is c_i inside box i, rounded outward to pixel edges and cut to the image, else 0.
+    λ = 0 means M_s > 0. Regions are 8-connected; a region's box is its bounding box, its score max ΣM_i / N, at most 1.
+    Boxes without a pixel or with score 0 take no part, not even in max c.
+    """
+    kept = [suppress(d.select(d.scores >= config.score_min), config.nms_iou) for d in per_scale]
+    boxes, scores, size = _together(kept)
+    out_boxes, out_scores = fused_regions(boxes, scores, len(per_scale), config.lam, size)
+    return Detections(out_boxes, out_scores, size, "msf").best_first()
+
+
+def fused_regions(boxes: Boxes, scores: Scores, n_scales: int, lam: float, size: Size) -> tuple[Boxes, Scores]:
+    """Eq. 1 and its regions for the boxes f64[B, 4] and scores f64[B] of all scales: boxes f64[R, 4] and scores f64[R].
+
+    M_s is constant on the cells of the grid spanned by the rounded boxes' edges: at most (2B-1)² cells, filled by a 2-D
+    difference array. Every cell between two neighbouring edges holds at least one pixel, and two cells touch at a
+    side or a corner exactly when pixels of theirs do, so 8-connected regions of cells are 8-connected regions of pixels.
+
+    >>> two = np.array([[10.2, 10.0, 29.5, 30.0], [20.0, 20.0, 40.0, 40.0]])
+    >>> fused_regions(two, np.array([0.8, 0.8]), 2, 0.6, (100, 100))
+    (array([[20., 20., 30., 30.]]), array([0.8]))
+    """
+    pixels = clip_boxes(np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1), size).astype(np.int64)
+    used = (pixels[:, 2] > pixels[:, 0]) & (pixels[:, 3] > pixels[:, 1]) & (scores > 0)
+    if not used.any():
+        return np.zeros((0, 4)), np.zeros(0)
+    pixels, scores = pixels[used], scores[used]
+    xs, columns = np.unique(pixels[:, 0::2], return_inverse=True)
+    ys, rows = np.unique(pixels[:, 1::2], return_inverse=True)
+    shape = (len(ys), len(xs))
+    total, count = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    for row, column, sign in ((0, 0, 1), (0, 1, -1), (1, 0, -1), (1, 1, 1)):
+        corner = rows.reshape(-1, 2)[:, row] * len(xs) + columns.reshape(-1, 2)[:, column]
+        total.ravel()[:] += sign * np.bincount(corner, scores, total.size)
+        count.ravel()[:] += sign * np.bincount(corner, minlength=total.size)
+    total = total.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]  # ΣM_i on the cells
+    covered = count.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+    kept = covered & (total / (n_scales * scores.max()) >= lam - TOLERANCE)
+    found, labels, stats, _ = cv2.connectedComponentsWithStats(kept.astype(np.uint8), connectivity=8)
+    best = np.zeros(found)
+    np.maximum.at(best, labels[kept], total[kept])
+    left, top, width, height = (stats[1:, i] for i in range(4))  # row 0 is the background
+    out = np.stack([xs[left], ys[top], xs[left + width], ys[top + height]], axis=1).astype(np.float64)
+    return out, (best[1:] / n_scales).clip(0.0, 1.0)
+
+
+def wbf(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
+    """Weighted boxes fusion (Solovyev et al., Image and Vision Computing 2021) of the boxes above `score_min`.
+
+    Best box first, each joins the fused box it overlaps most by more than `wbf_iou`, which moves to the mean of its
+    members weighted by their scores, or starts a new one. Score: the members' mean times the share of scales that agree.
+    """
+    kept = [suppress(d.select(d.scores >= config.score_min), config.nms_iou) for d in per_scale]
+    return _weighted(kept, config.wbf_iou)
+
+
+def nms_fusion(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
+    """Non-maximum suppression over the boxes of all scales above `score_min`; a box keeps its own score."""
+    boxes, scores, size = _together(per_scale)
+    above = scores >= config.score_min
+    return suppress(Detections(boxes[above], scores[above], size, "nms"), config.nms_iou)
+
+
+def last_scale(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
+    """No fusion: the boxes of the last scale given (the largest, by convention) above `score_min`, after NMS."""
+    size = _together(per_scale)[2]
+    last = per_scale[-1]
+    kept = last.select(last.scores >= config.score_min)
+    return suppress(Detections(kept.boxes, kept.scores, size, "none"), config.nms_iou)
+
+
+def candidates(lesions: Detections, per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
+    """What AP and FROC are computed from: every lesion, and every other fused box that no lesion stands for.
+
+    The others come from all boxes of all scales, however low their score: fused by WBF for "msf" and "wbf" (their scores
+    are means over the scales run, as the lesions' are), by NMS for "nms", taken from the last scale for "none". A lesion
+    stands for a fused box where their IoU reaches `same_iou`, or reaches 0.2 while the fused box's centre lies in the
+    lesion's box and 0.8 of the smaller in the larger (an MSF region may be the core or the union of its boxes).
+
+    Returns lesions (same boxes, same scores) and others together, best first, a lesion first among equals; others have a
+    score >= 0.005 and are left out from the 101st on. Lesions are never left out.
+    """
+    everything = replace(config, score_min=0.0, lesion_score_min=0.0)
+    others = (nms_fusion if config.method == "nms" else last_scale if config.method == "none" else wbf)(per_scale, everything)
+    others = others.select(others.scores >= CANDIDATE_SCORE_MIN)
+    others = others.select(~_stood_for(others.boxes, lesions.boxes, config.same_iou))
+    others = others.best_first().select(np.arange(min(len(others), max(0, MAX_CANDIDATES - len(lesions)))))
+    boxes = np.concatenate([lesions.boxes, others.boxes])
+    return Detections(boxes, np.concatenate([lesions.scores, others.scores]), lesions.size, "candidates").best_first()
+
+
+def suppress(detections: Detections, iou: float) -> Detections:
+    """Greedy non-maximum suppression, best first: a box goes where its IoU with a kept, better one exceeds `iou`."""
+    ranked = detections.best_first()
+    overlap = box_iou(ranked.boxes, ranked.boxes) > iou
+    alive = np.ones(len(ranked), dtype=bool)
+    for i in range(len(ranked)):
+        if alive[i]:
+            alive[i + 1 :] &= ~overlap[i, i + 1 :]
+    return ranked.select(alive)
+
+
+def _weighted(per_scale: Sequence[Detections], iou: float) -> Detections:
+    boxes, scores, size = _together(per_scale)
+    scale = np.concatenate([np.full(len(d), i) for i, d in enumerate(per_scale)])
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] > 0]
+    fused, weighted = np.zeros((len(order), 4)), np.zeros((len(order), 4))
+    weight, members = np.zeros(len(order)), np.zeros(len(order), dtype=np.int64)
+    agree = np.zeros((len(order), len(per_scale)), dtype=bool)
+    n = 0
+    for k in order:
+        overlaps = box_iou(boxes[k], fused[:n])[0]
+        best = int(overlaps.argmax()) if n else 0
+        if not n or overlaps[best] <= iou:
+            best, n = n, n + 1
+        weighted[best] += scores[k] * boxes[k]
+        weight[best] += scores[k]
+        members[best] += 1
+        agree[best, scale[k]] = True
+        fused[best] = weighted[best] / weight[best]
+    score = weight[:n] / np.maximum(members[:n], 1) * agree[:n].sum(axis=1) / len(per_scale)
+    return Detections(fused[:n], score.clip(0.0, 1.0), size, "wbf").best_first()
+
+
+def _stood_for(boxes: Boxes, lesions: Boxes, same_iou: float) -> NDArray[np.bool_]:
+    if not len(boxes) or not len(lesions):
+        return np.zeros(len(boxes), dtype=bool)
+    a, b = boxes[:, None, :], lesions[None, :, :]
+    sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0)
+    smaller = np.minimum(box_area(boxes)[:, None], box_area(lesions)[None, :])
+    nested = sides.prod(axis=-1) >= 0.8 * smaller
+    centre = (a[..., :2] + a[..., 2:]) / 2
+    inside = ((centre >= b[..., :2]) & (centre < b[..., 2:])).all(axis=-1)
+    iou = box_iou(boxes, lesions)
+    hit: NDArray[np.bool_] = ((iou >= same_iou) | (nested & inside & (iou >= 0.2))).any(axis=1)
+    return hit
+
+
+def _together(per_scale: Sequence[Detections]) -> tuple[Boxes, Scores, Size]:
+    if not per_scale:
+        raise ValueError("fusion: expected the detections of at least one scale, got none")
+    sizes = {d.size for d in per_scale}
+    if len(sizes) > 1:
+        raise ValueError(f"fusion: expected detections in one native frame, got image sizes {sorted(sizes)}")
+    return np.concatenate([d.boxes for d in per_scale]), np.concatenate([d.scores for d in per_scale]), sizes.pop()

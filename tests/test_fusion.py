@@ -1,0 +1,299 @@
+"""Multi-scale fusion against its pixel-wise definition, weighted boxes fusion against a plain reading of its paper."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from mammoseg.fusion import FusionConfig, candidates, fuse, fused_regions, msf, nms_fusion, suppress, wbf
+from mammoseg.geometry import box_iou
+from mammoseg.types import Detections
+
+CONFIG = FusionConfig()
+
+
+def pixelwise(boxes, scores, n_scales, lam, size):
+    """Eq. 1 as written: a full-size mask for each box, their sum, its threshold, its labelled regions."""
+    total, covered = np.zeros(size), np.zeros(size, dtype=bool)
+    used = []
+    for (x1, y1, x2, y2), c in zip(boxes, scores, strict=True):
+        mask = np.zeros(size)
+        x1, y1 = max(0, int(np.floor(x1))), max(0, int(np.floor(y1)))
+        x2, y2 = max(0, int(np.ceil(x2))), max(0, int(np.ceil(y2)))
+        mask[y1:y2, x1:x2] = c
+        if mask.any():
+            total += mask
+            covered |= mask > 0
+            used.append(c)
+    if not used:
+        return []
+    kept = covered if lam == 0 else covered & (total / (n_scales * max(used)) >= lam - 1e-9)
+    labels, n = ndimage.label(kept, structure=np.ones((3, 3)))
+    out = []
+    for k, (rows, cols) in enumerate(ndimage.find_objects(labels), start=1):
+        score = min(1.0, total[labels == k].max() / n_scales)
+        out.append((cols.start, rows.start, cols.stop, rows.stop, score))
+    assert n == len(out)
+    return sorted(out)
+
+
+def same(boxes, scores, n_scales, lam, size):
+    got_boxes, got_scores = fused_regions(
+        np.asarray(boxes, float).reshape(-1, 4), np.asarray(scores, float), n_scales, lam, size
+    )
+    got = sorted((*map(float, b), s) for b, s in zip(got_boxes, got_scores, strict=True))
+    np.testing.assert_allclose(
+        np.array(got).reshape(-1, 5), np.array(pixelwise(boxes, scores, n_scales, lam, size)).reshape(-1, 5), atol=1e-9
+    )
+
+
+def random_boxes(rng, kind, n, size):
+    h, w = size
+    if kind == "grid":  # touching, nested and equal edges, diagonal neighbours
+        x, y = rng.integers(0, w // 4, (n, 2)) * 4, rng.integers(0, h // 4, (n, 2)) * 4
+    elif kind == "border":  # across and outside the image
+        x, y = rng.uniform(-0.5 * w, 1.5 * w, (n, 2)), rng.uniform(-0.5 * h, 1.5 * h, (n, 2))
+    else:
+        x, y = rng.uniform(0, w, (n, 2)), rng.uniform(0, h, (n, 2))
+    x, y = np.sort(x, axis=1), np.sort(y, axis=1)
+    if kind == "nested":
+        k = np.arange(n)[:, None] / (2 * n)
+        x, y = np.concatenate([w * k, w * (1 - k)], 1), np.concatenate([h * k, h * (1 - k)], 1)
+    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
+
+
+@pytest.mark.parametrize("kind", ["free", "grid", "border", "nested"])
+def test_msf_equals_the_pixelwise_definition(kind):
+    rng = np.random.default_rng(["free", "grid", "border", "nested"].index(kind))
+    for _ in range(1500):
+        size = (int(rng.integers(8, 40)), int(rng.integers(8, 40)))
+        n, n_scales = int(rng.integers(0, 13)), int(rng.integers(1, 6))
+        boxes = random_boxes(rng, kind, n, size)
+        scores = rng.choice([0.3, 0.6, 0.9], n) if rng.random() < 0.5 else rng.uniform(0.0, 1.0, n)
+        same(boxes, scores, n_scales, float(rng.choice([0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 1.0, rng.random()])), size)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(-3, 14)] * 4, st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0])), max_size=8),
+    st.integers(1, 5),
+    st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+)
+def test_msf_equals_the_pixelwise_definition_on_adversarial_boxes(rows, n_scales, lam):
+    boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d, _ in rows]
+    same(boxes, [r[4] for r in rows], n_scales, lam, (12, 11))
+
+
+def test_diagonal_neighbours_are_one_region_and_a_gap_of_one_pixel_makes_two():
+    touching = np.array([[0.0, 0, 4, 4], [4, 4, 8, 8]])
+    boxes, _ = fused_regions(touching, np.array([0.5, 0.5]), 1, 0.5, (20, 20))
+    assert boxes.tolist() == [[0, 0, 8, 8]]
+    boxes, _ = fused_regions(touching + np.array([[0], [1]]), np.array([0.5, 0.5]), 1, 0.5, (20, 20))
+    assert sorted(boxes.tolist()) == [[0, 0, 4, 4], [5, 5, 9, 9]]
+
+
+def one_a_scale(scores, box=(10.0, 10, 30, 30), size=(64, 64)):
+    return [Detections(np.array([box]) if s else np.zeros((0, 4)), np.array([s] if s else []), size) for s in scores]
+
+
+@pytest.mark.parametrize("score", [0.3, 0.31, 0.1 + 0.2, 0.7, 0.9, 0.999, 1.0, 1 / 3])
+def test_three_of_five_equal_scales_pass_lambda_06(score):
+    assert len(msf(one_a_scale([score, score, score, 0, 0]), CONFIG)) == 1
+    assert len(msf(one_a_scale([score, score, 0, 0, 0]), CONFIG)) == 0
+
+
+@pytest.mark.parametrize(
+    ("agree", "n", "lam"), [(1, 10, 0.1), (3, 10, 0.3), (6, 10, 0.6), (7, 10, 0.7), (2, 5, 0.4), (1, 3, 1 / 3)]
+)
+def test_an_exact_share_of_scales_passes_whatever_the_rounding(agree, n, lam):
+    for score in np.random.default_rng(0).uniform(0.3, 1.0, 50):
+        assert len(msf(one_a_scale([score] * agree + [0] * (n - agree)), FusionConfig(lam=lam))) == 1
+
+
+def test_absolute_score_is_the_mean_over_scales_and_never_above_one():
+    fused = msf(one_a_scale([0.9, 0.6, 0.6, 0, 0]), FusionConfig(lam=0.4))
+    assert fused.scores == pytest.approx([2.1 / 5])
+    lone = msf(one_a_scale([0.3, 0.3, 0.3, 0, 0]), CONFIG)  # Eq. 1 alone would make this false positive look certain
+    assert lone.scores == pytest.approx([0.18])
+    crowd = Detections(np.array([[0.0, 0, 20, 20], [5, 5, 12, 12], [6, 6, 10, 10]]), np.array([0.9, 0.9, 0.9]), (64, 64))
+    assert msf([crowd], CONFIG).scores.tolist() == [1.0]
+
+
+def test_lambda_zero_keeps_every_covered_pixel():
+    scales = [Detections(np.array([[1.0, 1, 5, 5], [20, 20, 30, 30]]), np.array([0.31, 1.0]), (64, 64))]
+    assert sorted(msf(scales, FusionConfig(lam=0.0)).boxes.tolist()) == [[1, 1, 5, 5], [20, 20, 30, 30]]
+
+
+def test_scales_that_found_nothing_count_and_weak_boxes_do_not():
+    assert len(msf(one_a_scale([0.9, 0.9, 0.29, 0.29, 0.29]), CONFIG)) == 0
+    assert len(msf([*one_a_scale([0.9, 0.9]), Detections.empty((64, 64))], CONFIG)) == 1
+    empty = msf([Detections.empty((64, 64))] * 5, CONFIG)
+    assert len(empty) == 0
+    assert empty.size == (64, 64)
+
+
+def test_box_is_the_bounding_box_of_the_thresholded_region():
+    boxes = np.array([[10.2, 10, 30, 30], [12, 12, 33.5, 34], [14, 8, 28, 29]])
+    scales = [Detections(b[None], np.array([0.9]), (64, 64)) for b in boxes] + [Detections.empty((64, 64))] * 2
+    assert msf(scales, CONFIG).boxes.tolist() == [[14, 12, 28, 29]]
+
+
+def test_refuses_no_scale_and_mixed_frames():
+    with pytest.raises(ValueError, match="at least one scale"):
+        msf([], CONFIG)
+    with pytest.raises(ValueError, match="one native frame"):
+        msf([Detections.empty((8, 8)), Detections.empty((9, 8))], CONFIG)
+    with pytest.raises(ValueError, match="lam"):
+        FusionConfig(lam=1.2)
+
+
+def test_msf_is_300_times_as_fast_as_the_pixelwise_definition():
+    rng = np.random.default_rng(7)
+    size, n = (4096, 3328), 100
+    centre, side = rng.uniform(200, 3000, (n, 2)), rng.uniform(100, 700, (n, 2))
+    boxes, scores = np.concatenate([centre - side / 2, centre + side / 2], axis=1), rng.uniform(0.3, 1.0, n)
+    fused_regions(boxes, scores, 5, 0.6, size)
+    start = time.perf_counter()
+    for _ in range(20):
+        got_boxes, _got_scores = fused_regions(boxes, scores, 5, 0.6, size)
+    fast = (time.perf_counter() - start) / 20
+    start = time.perf_counter()
+    total, mask = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)  # in float32, reusing one mask: kind to it
+    for (x1, y1, x2, y2), c in zip(boxes, scores, strict=True):
+        mask[:] = 0
+        mask[max(0, int(np.floor(y1))) : int(np.ceil(y2)), max(0, int(np.floor(x1))) : int(np.ceil(x2))] = c
+        total += mask
+    labels, count = ndimage.label(total / np.float32(5 * scores.max()) >= 0.6, structure=np.ones((3, 3)))
+    found = ndimage.find_objects(labels)
+    slow = time.perf_counter() - start
+    assert count == len(got_boxes) > 0
+    assert sorted([c.start, r.start, c.stop, r.stop] for r, c in found) == sorted(got_boxes.tolist())
+    assert slow / fast >= 300, f"pixel-wise {slow * 1e3:.0f} ms, on the grid {fast * 1e3:.2f} ms: ratio {slow / fast:.0f}"
+
+
+def plain_wbf(per_scale, iou):
+    """Solovyev et al., Sect. 3, word for word: lists B, L and F; scores rescaled by min(T, N) / N with T agreeing scales."""
+    b = sorted(
+        ((s, tuple(x), k) for k, d in enumerate(per_scale) for x, s in zip(d.boxes, d.scores, strict=True)), key=lambda t: -t[0]
+    )
+    clusters, fused = [], []
+    for entry in b:
+        overlaps = [box_iou([entry[1]], [f])[0, 0] for f in fused]
+        if overlaps and max(overlaps) > iou:
+            k = int(np.argmax(overlaps))
+            clusters[k].append(entry)
+        else:
+            k = len(clusters)
+            clusters.append([entry])
+            fused.append(None)
+        c = np.array([e[0] for e in clusters[k]])
+        fused[k] = (c[:, None] * np.array([e[1] for e in clusters[k]])).sum(axis=0) / c.sum()
+    n = len(per_scale)
+    return [(f, np.mean([e[0] for e in c]) * min(len({e[2] for e in c}), n) / n) for f, c in zip(fused, clusters, strict=True)]
+
+
+def test_wbf_equals_a_plain_reading_of_its_paper():
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        n = int(rng.integers(1, 6))
+        scales = []
+        for _ in range(n):
+            m = int(rng.integers(0, 9))
+            centre = rng.choice([20.0, 50.0, 80.0], (m, 2)) + rng.normal(0, 4, (m, 2))
+            half = rng.uniform(6, 14, (m, 2))
+            scales.append(
+                suppress(
+                    Detections(np.concatenate([centre - half, centre + half], 1), rng.uniform(0.31, 1, m), (100, 100)), 0.45
+                )
+            )
+        expected = sorted(plain_wbf(scales, 0.55), key=lambda t: -t[1])
+        got = wbf(scales, CONFIG)
+        np.testing.assert_allclose(got.scores, [s for _, s in expected], atol=1e-12)
+        np.testing.assert_allclose(got.boxes, np.array([b for b, _ in expected]).reshape(-1, 4), atol=1e-9)
+
+
+def test_wbf_of_equal_boxes_is_that_box_with_the_share_of_scales():
+    fused = wbf(one_a_scale([0.8, 0.8, 0.8, 0, 0]), CONFIG)
+    assert fused.boxes.tolist() == [pytest.approx([10, 10, 30, 30])]
+    assert fused.scores == pytest.approx([0.8 * 3 / 5])
+
+
+def test_nms_over_scales_keeps_the_best_of_each_place():
+    a = Detections(np.array([[0.0, 0, 10, 10], [40, 40, 50, 50]]), np.array([0.5, 0.35]), (64, 64))
+    b = Detections(np.array([[1.0, 0, 11, 10], [20, 20, 30, 30]]), np.array([0.7, 0.2]), (64, 64))
+    fused = nms_fusion([a, b], CONFIG)
+    assert fused.boxes.tolist() == [[1, 0, 11, 10], [40, 40, 50, 50]]
+    assert fused.scores.tolist() == [0.7, 0.35]
+
+
+def test_no_fusion_is_the_last_scale_alone():
+    scales = one_a_scale([0.9, 0.5])
+    got = fuse(scales, FusionConfig(method="none"))
+    assert got.scores.tolist() == [0.5]
+    assert len(candidates(got, scales, FusionConfig(method="none"))) == 1
+
+
+@pytest.mark.parametrize("method", ["msf", "wbf", "nms", "none"])
+def test_fuse_drops_lesions_below_the_operating_point_but_not_from_the_candidates(method):
+    scales = one_a_scale([0.9, 0.9, 0.9])
+    config = FusionConfig(method=method, lesion_score_min=0.95)
+    lesions = fuse(scales, config)
+    assert len(lesions) == 0
+    assert candidates(lesions, scales, config).scores == pytest.approx([0.9])
+
+
+def test_candidates_hold_every_lesion_unchanged_then_what_none_stands_for():
+    near, far = [11.0, 11, 31, 31], [40.0, 40, 60, 60]
+    scales = [Detections(np.array([near, far]), np.array([0.9, 0.2]), (64, 64)) for _ in range(4)] + [
+        Detections.empty((64, 64))
+    ]
+    lesions = msf(scales, CONFIG)
+    assert lesions.boxes.tolist() == [near]
+    got = candidates(lesions, scales, CONFIG)
+    assert got.boxes.tolist() == [near, pytest.approx(far)]
+    assert got.scores == pytest.approx([0.9 * 4 / 5, 0.2 * 4 / 5])
+    moved = Detections(np.array([[12.0, 12, 32, 32]]), np.array([0.01]), (64, 64))  # a lesion with another box and a low score
+    got = candidates(moved, scales, CONFIG)
+    assert got.boxes.tolist() == [pytest.approx(far), [12, 12, 32, 32]]
+    assert got.scores[1] == 0.01
+
+
+def test_candidates_are_at_most_100_and_none_below_0005():
+    rng = np.random.default_rng(0)
+    corner = np.stack(np.meshgrid(np.arange(15) * 20.0, np.arange(15) * 20.0), -1).reshape(-1, 2)
+    scores = rng.uniform(0.001, 0.9, len(corner))
+    scales = [Detections(np.concatenate([corner, corner + 15], axis=1), scores, (320, 320))]
+    lesions = fuse(scales, FusionConfig(lam=0.0, score_min=0.88))
+    got = candidates(lesions, scales, CONFIG)
+    assert len(got) == 100
+    assert (np.diff(got.scores) <= 0).all()
+    few = Detections(scales[0].boxes, scores / 130, (320, 320))
+    got = candidates(Detections.empty((320, 320)), [few], CONFIG)
+    assert len(got) > 0
+    assert got.scores.min() >= 0.005
+    assert len(got) == (scores / 130 >= 0.005).sum()
+
+
+def test_every_lesion_is_a_candidate_on_random_scales():
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        scales = []
+        for _ in range(5):
+            centre, half = rng.normal(50, 15, (12, 2)), rng.uniform(3, 20, (12, 2))
+            scales.append(Detections(np.concatenate([centre - half, centre + half], 1), rng.uniform(0.005, 1, 12), (100, 100)))
+        config = FusionConfig(lam=float(rng.choice([0.0, 0.3, 0.6])))
+        lesions = fuse(scales, config)
+        got = {
+            (*b, s)
+            for b, s in zip(
+                map(tuple, candidates(lesions, scales, config).boxes.tolist()),
+                candidates(lesions, scales, config).scores,
+                strict=True,
+            )
+        }
+        assert {(*b, s) for b, s in zip(map(tuple, lesions.boxes.tolist()), lesions.scores, strict=True)} <= got
