@@ -9,17 +9,17 @@ patient, which `datasets check` reports, since the views of one breast may then 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mammoseg.datasets.headers import image_size
 from mammoseg.datasets.masks import Placed, decode_rle, encode_rle, rasterise
+from mammoseg.datasets.records import laterality_of, patient_of, spacing_of
 from mammoseg.errors import DatasetError
 from mammoseg.geometry import mask_box, xywh_to_xyxy, xyxy_to_xywh
 from mammoseg.io.atomic import write_atomic
-from mammoseg.types import Annotation, DatasetItem, Spacing, TrueMass
+from mammoseg.types import Annotation, DatasetItem, TrueMass
 
 _IMAGE_KEYS = {"id", "file_name", "width", "height", "patient_id", "laterality", "view_position", "spacing_mm"}
 _ANNOTATION_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"}
@@ -85,21 +85,6 @@ def write(path: Path, items: Iterable[DatasetItem], info: Mapping[str, Any] | No
     write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def patient_of(file_name: str, pattern: str | None, where: str) -> tuple[str, dict[str, Any]]:
-    """The patient of an image that names none, and the attribute that says how it was found."""
-    if pattern is None:
-        return file_name, {"patient_id_is": "assumed"}
-    try:
-        match = re.search(pattern, file_name)
-    except re.error as error:
-        raise DatasetError(f"patient_pattern {pattern!r} is no regular expression: {error}") from error
-    if match is None or not match.groups() or not match.group(1):
-        raise DatasetError(
-            f"{where}: patient_pattern {pattern!r} finds no group in {file_name!r}; it needs a group, such as '(P_\\d+)'"
-        )
-    return match.group(1), {"patient_id_is": "from the file name"}
-
-
 def _load(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
@@ -158,9 +143,9 @@ def _item(record: dict[str, Any], annotations: list[dict[str, Any]], file: Path,
         path=str(image_path),
         patient_id=str(patient),
         annotation=Annotation(image_id, size, masses, attributes),
-        laterality=_laterality(record.get("laterality"), where),
+        laterality=laterality_of(record.get("laterality"), where),
         view_position=str(record["view_position"]).upper() if record.get("view_position") else None,
-        spacing_mm=_spacing(record.get("spacing_mm"), where),
+        spacing_mm=spacing_of(record.get("spacing_mm"), where),
         attributes=attributes,
     )
 
@@ -212,27 +197,6 @@ def _placed(segmentation: Any, size: tuple[int, int], where: str) -> Placed | No
     if placed is None:
         raise DatasetError(f"{where}: its segmentation covers no pixel of the image; remove the annotation or correct it")
     return placed
-
-
-def _laterality(value: Any, where: str) -> str | None:
-    if value in (None, ""):
-        return None
-    letter = str(value).strip().upper()[:1]
-    if letter not in ("L", "R"):
-        raise DatasetError(f"{where}: expected laterality L or R, got {value!r}")
-    return letter
-
-
-def _spacing(value: Any, where: str) -> Spacing | None:
-    if value is None:
-        return None
-    try:
-        row, column = (float(v) for v in (value if isinstance(value, (list, tuple)) else (value, value)))
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{where}: expected spacing_mm [row, column], got {value!r}") from error
-    if not (0 < row < 10 and 0 < column < 10):
-        raise DatasetError(f"{where}: expected spacing_mm in millimetres between 0 and 10, got {value!r}")
-    return row, column
 
 
 def _get(record: dict[str, Any], key: str, what: str, file: Path) -> Any:
