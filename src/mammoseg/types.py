@@ -155,6 +155,7 @@ class Lesion:
     mask: bool[h, w], its top-left pixel at `origin_px` (row, column); the rest of the image is background.
     contour_xy: closed outer outline f64[K, 2] of (x, y), first point not repeated, smooth at full resolution.
     area_px: number of mask pixels. area_mm2, long_axis_mm, short_axis_mm: None where spacing is unknown.
+    outline: "segmented", or "ellipse" where the segmenter saw nothing in the box and the inscribed ellipse stands in.
     """
 
     id: int
@@ -166,6 +167,7 @@ class Lesion:
     area_mm2: float | None = None
     long_axis_mm: float | None = None
     short_axis_mm: float | None = None
+    outline: Literal["segmented", "ellipse"] = "segmented"
 
     def __post_init__(self) -> None:
         _check(self.id >= 1, f"Lesion.id: expected 1 or more, got {self.id}")
