@@ -1,8 +1,8 @@
 """Folders of images and masks: `images/NAME.ext` with `masks/NAME.ext`, and optionally `index.csv`.
 
 `index.csv` has a header and a column `file` (or `file_name`); `patient_id`, `laterality`, `view_position`, `spacing_mm` are
-understood, all other columns become attributes. An image that names no patient is its own patient, unless `patient_pattern` finds
-one in its file name; `datasets check` reports that.
+understood ("0.07", or "0.07 0.08" for row and column), all other columns become attributes. An image that names no patient is
+its own patient, unless `patient_pattern` finds one in its file name; `datasets check` reports that.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def _labels(file: Path, size: Size, masks: str) -> NDArray[np.int32]:
         pixels = channels[..., 1]
     if pixels.shape != size:
         raise DatasetError(
-            f"{file}: the mask has {pixels.shape[0]} × {pixels.shape[1]} pixels (height × width), its image {size[0]} × {size[1]}"
+            f"{file}: the mask has {pixels.shape[0]} × {pixels.shape[1]} pixels (height × width), "
+            f"its image {size[0]} × {size[1]}; use the mask that was made for it"
         )
     if masks == "labels":
         if lossy:

@@ -39,7 +39,8 @@ def spacing_of(value: Any, where: str) -> Spacing | None:
     if value is None:
         return None
     try:
-        row, column = (float(v) for v in (value if isinstance(value, (list, tuple)) else (value, value)))
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        row, column = (float(v) for v in (values * 2 if len(values) == 1 else values))
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{where}: expected spacing_mm [row, column], got {value!r}") from error
     if not (0 < row < 10 and 0 < column < 10):
