@@ -1,0 +1,81 @@
+"""Running a network of a bundle, behind one small interface; OpenVINO by default, which needs no torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammoseg.errors import ConfigError
+
+RUNTIMES: dict[str, str] = {
+    "openvino": "mammoseg.runtime.openvino_runtime:OpenVinoNetwork",
+    "onnxruntime": "mammoseg.runtime.onnx_runtime:OnnxRuntimeNetwork",
+    "torch": "mammoseg.runtime.torch_runtime:TorchNetwork",
+}
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How networks are executed.
+
+    kind: which runtime. device: its name there ("CPU"). threads: 0 lets the runtime choose. precision: of the
+    arithmetic inside; "f32" is what results are compared in, "bf16" is faster where the processor has it (openvino only).
+    """
+
+    kind: Literal["openvino", "onnxruntime", "torch"] = "openvino"
+    device: str = "CPU"
+    threads: int = 0
+    precision: Literal["f32", "bf16"] = "f32"
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"threads: expected 0 or more, got {self.threads}")
+        if self.precision != "f32" and self.kind != "openvino":
+            raise ValueError(f"precision {self.precision} is offered by the openvino runtime alone")
+
+
+class Network(Protocol):
+    """A loaded network: x f32[B, C, H, W] to its outputs in the graph's order, each f32[B, ...]."""
+
+    def __call__(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]: ...
+
+
+def load_network(directory: Path, name: str, settings: RuntimeConfig | None = None) -> Network:
+    """Loads network `name` ("detector" or "segmenter") of the bundle in `directory`.
+
+    Raises `BundleError` where a file is missing or graph and parameters do not fit, `ConfigError` where the runtime is
+    not installed.
+    """
+    chosen = settings or RuntimeConfig()
+    network: Network = _runtime(chosen.kind)(Path(directory), name, chosen)
+    return network
+
+
+def runtime_version(kind: str) -> str:
+    """The version of the runtime library, for provenance."""
+    module = importlib.import_module(RUNTIMES[kind].partition(":")[0])
+    return str(module.version())
+
+
+def _runtime(kind: str) -> Any:
+    if kind not in RUNTIMES:
+        raise ConfigError(f"unknown runtime {kind!r}; known here: {', '.join(RUNTIMES)}")
+    module, _, attribute = RUNTIMES[kind].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("mammoseg"):
+            raise
+        raise ConfigError(f"the runtime {kind!r} is not installed (pip install {error.name})") from error
+
+
+def check_input(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A contiguous f32[B, C, H, W], or `ValueError`."""
+    if x.ndim != 4 or x.dtype != np.float32:
+        raise ValueError(f"expected float32[B, C, H, W], got {x.dtype}{list(x.shape)}")
+    return np.ascontiguousarray(x)
