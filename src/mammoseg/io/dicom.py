@@ -1,0 +1,160 @@
+"""One DICOM file to one `Mammogram`.
+
+Accepted: single-frame MONOCHROME1 and MONOCHROME2 of 8 to 16 bits, signed or not, in any transfer syntax of
+`dicom_codec`. Grey values follow PS3.4 N.2 (see `grayscale`). FOR PROCESSING images are rejected with their reason: raw
+detector values need the vendor's own processing, and a guess would be silently wrong.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from mammoseg.errors import DecodeError, ImageError, NotAMammogramError, NotAnImageError
+from mammoseg.io import dicom_attributes as attributes
+from mammoseg.io.checks import check_content, check_shape, check_size
+from mammoseg.io.dicom_codec import check_deflated, stored_values
+from mammoseg.io.grayscale import render
+from mammoseg.types import Mammogram
+
+_DICOMDIR = b"1.2.840.10008.1.3.10"
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether the first bytes (200 are enough) are DICOM's, with or without the 128-byte preamble."""
+    if head[128:132] == b"DICM":
+        return True
+    if len(head) < 8 or head[:4] not in (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x12\0", b"\x08\0\x16\0",
+                                         b"\x02\0\0\0", b"\0\x08\0\0", b"\0\x08\0\x05", b"\0\x08\0\x08"):  # fmt: skip
+        return False
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return explicit or int.from_bytes(head[4:8], "little") < 1 << 16
+
+
+def is_dicomdir(head: bytes) -> bool:
+    """Whether the first kilobyte is that of a DICOMDIR."""
+    return head[128:132] == b"DICM" and _DICOMDIR in head[132:1024]
+
+
+def read_dicom(path: Path, source: str, file_sha256: str | None = None) -> Mammogram:
+    """Reads the DICOM file at `path`.
+
+    source: name shown to people, used as `image_id`. Raises `DecodeError` (cannot be decoded), `NotAMammogramError` (another
+    kind of image) or `NotAnImageError` (no image in it).
+    """
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if is_dicomdir(head):
+        raise NotAnImageError("expected an image, got a DICOMDIR (an index of other files); give the folder instead")
+    if not looks_like_dicom(head):
+        raise DecodeError(_not_dicom(head))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns with values from the file; what matters is raised
+        check_deflated(path)
+        header = _read(path, pixels=False)
+        rows, columns = _check_header(header)
+        ds = _read(path, pixels=True)
+        if "PixelData" not in ds or not ds.PixelData:
+            raise DecodeError("expected pixel data, got none; the file is cut short or was stored without its image")
+        return _mammogram(ds, (rows, columns), source, file_sha256)
+
+
+def _not_dicom(head: bytes) -> str:
+    if not head:
+        return "expected a DICOM image, got an empty file (0 bytes); copy it again"
+    printable = sum(32 <= b < 127 or b in (9, 10, 13) for b in head) / len(head)
+    kind = "text" if printable > 0.9 else "other data"
+    return f"expected a DICOM image as the file's name says, got {kind}; copy or export the file again"
+
+
+def _read(path: Path, pixels: bool) -> Dataset:
+    try:
+        ds = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+    except (Exception, RecursionError) as error:  # pydicom raises anything on damaged files
+        raise DecodeError("the DICOM header cannot be read; the file is damaged or cut short, copy it again") from error
+    if not hasattr(ds, "file_meta"):
+        ds.file_meta = FileMetaDataset()
+    if "TransferSyntaxUID" not in ds.file_meta:
+        implicit, little = ds.original_encoding
+        native = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        ds.file_meta.TransferSyntaxUID = native
+    return ds
+
+
+def _check_header(ds: Dataset) -> tuple[int, int]:
+    """(rows, columns) of a header that promises one monochrome mammogram; raises what it is instead."""
+    attributes.check_kind(ds)
+    rows, columns = attributes.integer(ds, "Rows"), attributes.integer(ds, "Columns")
+    if rows is None or columns is None:
+        raise DecodeError("expected Rows and Columns in the DICOM header, got none; the file is cut short or holds no image")
+    check_size(rows, columns)
+    frames = attributes.integer(ds, "NumberOfFrames") or 1
+    if frames > 1:
+        raise NotAMammogramError(f"expected one image, got {frames} frames (tomosynthesis or a series); give a 2D view")
+    photometric, samples = attributes.text(ds, "PhotometricInterpretation"), attributes.integer(ds, "SamplesPerPixel") or 1
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        what = "colour" if samples > 1 or photometric else "no Photometric Interpretation"
+        raise NotAMammogramError(f"expected a monochrome image, got {what}; give the original mammogram")
+    allocated, stored = attributes.integer(ds, "BitsAllocated"), attributes.integer(ds, "BitsStored")
+    if allocated not in (8, 16) or stored is None or not 2 <= stored <= allocated:
+        raise DecodeError(f"expected 8 or 16 bits allocated, got {allocated} with {stored} stored; export the image again")
+    check_shape(rows, columns)
+    return rows, columns
+
+
+def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str | None) -> Mammogram:
+    raw = stored_values(ds, *size)
+    padding = _padding(ds, raw)
+    bits, signed = int(ds.BitsStored), attributes.integer(ds, "PixelRepresentation") == 1
+    values = raw if ds.file_meta.TransferSyntaxUID.is_encapsulated else _used_bits(raw, ds, signed)
+    endian = ">" if ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
+    try:
+        pixels = render(values, attributes.grayscale(ds, bits, signed, endian), padding)
+    except ImageError:
+        raise
+    except (ValueError, ArithmeticError, TypeError) as error:
+        raise DecodeError("the grey-value tables in the header make no sense; export the image again") from error
+    check_content(pixels)
+    spacing_mm, spacing_source = attributes.spacing(ds)
+    return Mammogram(
+        pixels=pixels,
+        image_id=source,
+        source=source,
+        spacing_mm=spacing_mm,
+        spacing_source=spacing_source,
+        laterality=attributes.laterality(ds),
+        view_position=attributes.view_position(ds),
+        presentation_intent=attributes.text(ds, "PresentationIntentType") or None,
+        file_sha256=file_sha256,
+    )
+
+
+def _used_bits(raw: NDArray[np.integer], ds: Dataset, signed: bool) -> NDArray[np.integer]:
+    """Native values with what lies outside High Bit and Bits Stored (old overlays) removed and the sign carried up."""
+    allocated, stored = int(ds.BitsAllocated), int(ds.BitsStored)
+    high = attributes.integer(ds, "HighBit")
+    high = stored - 1 if high is None or not stored - 1 <= high < allocated else high
+    if stored == allocated:
+        return raw
+    kind = {8: (np.uint8, np.int8), 16: (np.uint16, np.int16)}[allocated][signed]
+    shifted = np.left_shift(raw.astype(kind), allocated - 1 - high)
+    return np.asarray(np.right_shift(shifted, allocated - stored))
+
+
+def _padding(ds: Dataset, raw: NDArray[np.integer]) -> NDArray[np.bool_] | None:
+    """Which pixels are Pixel Padding Value (or within its Range Limit), or None where there is none."""
+    first = attributes.integer(ds, "PixelPaddingValue")
+    if first is None:
+        return None
+    limit = attributes.integer(ds, "PixelPaddingRangeLimit")
+    low, high = sorted((first, first if limit is None else limit))
+    if raw.dtype.kind == "u" and high < 0:  # written as signed: the same bits
+        low, high = low + 65536, high + 65536
+    padding = (raw >= low) & (raw <= high)
+    return padding if padding.any() and not padding.all() else None
