@@ -141,9 +141,10 @@ def _view(seed: int, index: int, woman: parts.Woman, masses: list[_Mass], config
     height, width = config.size
     image: Image = cv2.resize(tissue, (width, height), interpolation=cv2.INTER_CUBIC)
     truth = []
+    placed: list[tuple[float, float, float]] = []
     for mass in (m for m in masses if m.laterality == laterality):
-        placed = _place(mass, breast, view, grid_mm)
-        truth.append(_add_mass(image, mass, placed, view, config.pixel_mm))
+        placed.append(_place(mass, breast, view, grid_mm, placed))
+        truth.append(_add_mass(image, mass, placed[-1], view, config.pixel_mm))
     if config.calcifications:
         parts.add_calcifications(rng, image, breast, grid_mm, config.pixel_mm)
     inside = cv2.resize(breast.inside, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -165,17 +166,24 @@ def _view(seed: int, index: int, woman: parts.Woman, masses: list[_Mass], config
     )
 
 
-def _place(mass: _Mass, breast: parts.Breast, view: str, grid_mm: float) -> tuple[float, float, float]:
-    """Centre (x, y) in mm and radius of the mass in this view: the wanted place, or the nearest that holds it."""
+def _place(
+    mass: _Mass, breast: parts.Breast, view: str, grid_mm: float, others: list[tuple[float, float, float]]
+) -> tuple[float, float, float]:
+    """Centre (x, y) in mm and radius of the mass in this view: the place nearest the wanted one that has room for it.
+
+    Room is what skin, chest wall, muscle and the masses placed before (`others`) leave; where no place has enough, it shrinks.
+    """
     depth_mm, side = mass.depth * breast.nipple_mm[0], mass.across if view == "CC" else 0.6 * mass.up - 0.4 * mass.across
-    wanted = np.array([depth_mm, breast.nipple_mm[1] + side * breast.half_height_mm])
+    wanted = (depth_mm, breast.nipple_mm[1] + side * breast.half_height_mm)
     rows, cols = np.mgrid[0 : breast.depth_mm.shape[0] : 8, 0 : breast.depth_mm.shape[1] : 8]
-    room = np.minimum(breast.depth_mm[::8, ::8] - 2.0, cols * grid_mm) - 12 * breast.muscle[::8, ::8]
+    x, y = (cols + 0.5) * grid_mm, (rows + 0.5) * grid_mm
+    room = np.minimum(breast.depth_mm[::8, ::8] - 2.0, x) - 12 * breast.muscle[::8, ::8]
+    for ox, oy, radius in others:
+        room = np.minimum(room, np.hypot(x - ox, y - oy) - 1.8 * radius)
     radius = min(mass.radius_mm, 0.75 * float(room.max()))
-    distance = np.hypot(cols * grid_mm - wanted[0], rows * grid_mm - wanted[1])
-    distance[room < radius * 1.25] = np.inf
+    distance = np.where(room < radius * 1.25, np.inf, np.hypot(x - wanted[0], y - wanted[1]))
     best = np.unravel_index(int(np.argmin(distance)), distance.shape)
-    return float(cols[best] * grid_mm), float(rows[best] * grid_mm), radius
+    return float(x[best]), float(y[best]), radius
 
 
 def _add_mass(

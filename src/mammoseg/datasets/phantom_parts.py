@@ -252,23 +252,23 @@ def mass_lump(dx: Image, dy: Image, radius: float, shape: str, rngs: tuple[Rng, 
     )
     grain = power_law(own, (64, 64), 2.6)
     body = body * (1 + 0.10 * cv2.resize(grain, (dx.shape[1], dx.shape[0]), interpolation=cv2.INTER_CUBIC))
-    return Lump((body + 0.55 * spicules * np.clip((2.25 - rho) * 2, 0, 1)).astype(np.float32), mask)
+    return Lump((body + spicules * _step(rho, 0.7, 1.1) * np.clip((2.25 - rho) * 2, 0, 1)).astype(np.float32), mask)
 
 
 def _spicules(rng: Rng, u: Image, v: Image, radius: float, theta: NDArray[np.float64]) -> tuple[Image, NDArray[np.float64]]:
     """Thin tapering rays outside the body, and the bumps of the outline they leave from."""
     layer: Image = np.zeros_like(u)
     bumps = np.zeros_like(theta)
-    for start in np.sort(rng.uniform(-np.pi, np.pi, int(rng.integers(10, 18)))):
-        length, half = float(rng.uniform(1.45, 2.2)) * radius, float(rng.uniform(0.25, 0.55)) + 0.02 * radius
-        bend = float(rng.normal(0, 0.12)) / radius
+    for start in np.sort(rng.uniform(-np.pi, np.pi, int(rng.integers(14, 26)))):
+        length, half = float(rng.uniform(1.3, 2.2)) * radius, float(rng.uniform(0.18, 0.40)) + 0.015 * radius
+        bend = float(rng.normal(0, 0.16)) / radius
         along = u * np.cos(start) + v * np.sin(start)
         off = v * np.cos(start) - u * np.sin(start) - bend * along**2
         taper = np.clip(1 - along / length, 0, 1)
         ray = np.exp(-((off / (half * (0.35 + 0.65 * taper))) ** 2)) * (along > 0.3 * radius) * np.sqrt(taper)
-        layer = np.maximum(layer, ray * float(rng.uniform(0.5, 1.0))).astype(np.float32)
+        layer = np.maximum(layer, ray * float(rng.uniform(0.25, 0.8))).astype(np.float32)
         gap = np.mod(theta - start + np.pi, 2 * np.pi) - np.pi
-        bumps += 0.13 * np.exp(-((gap / 0.13) ** 2))
+        bumps += float(rng.uniform(0.03, 0.15)) * np.exp(-((gap / 0.11) ** 2))
     return layer, bumps
 
 
