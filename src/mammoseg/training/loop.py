@@ -33,7 +33,8 @@ class LoopConfig:
     end, "step" multiplies by `factor` at each of `milestones`. gradient_clip: largest norm, 0 = off. ema_decay: 0 = off.
     backbone_factor: rate of `backbone.*` relative to the rest.
     precision: "auto" takes bf16 where the device computes in it natively, else fp32. checkpoint_every, validate_every: in
-    steps, 0 = only at the end. workers: threads that prepare batches ahead.
+    steps, 0 = only at the end. devices: how many processes train together, `batch_size` being the
+    sum of theirs. threads: of computation for each (CPU), 0 = as torch chooses. workers: threads that prepare batches ahead.
     """
 
     steps: int = 1000
@@ -57,6 +58,7 @@ class LoopConfig:
     log_every: int = 20
     devices: int = 1
     accelerator: str = "auto"
+    threads: int = 0
     workers: int = 1
     channels_last: bool = True
 
@@ -65,6 +67,13 @@ class LoopConfig:
             raise ConfigError("training: expected steps, batch_size and log_every of at least 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"training: expected ema_decay in [0, 1), got {self.ema_decay}")
+        if self.devices < 1 or self.batch_size % self.devices:
+            raise ConfigError(f"training: expected a batch_size ({self.batch_size}) that devices ({self.devices}) divide")
+
+    @property
+    def device_batch_size(self) -> int:
+        """Items of one device's batch."""
+        return self.batch_size // self.devices
 
 
 class Task(Protocol):
@@ -73,7 +82,10 @@ class Task(Protocol):
     model: nn.Module
 
     def batch(self, step: int, seed: int) -> Any:
-        """The batch of `step`: a pure function of (seed, step, rank), so a resumed run sees the same. Called in a thread."""
+        """Batch number `step`: a pure function of (seed, step), so that a resumed run sees the same. Called in a thread.
+
+        With several devices each takes every so many-th number, so no batch is seen twice; its size is `device_batch_size`.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
@@ -87,13 +99,17 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class FitResult:
-    """state: the averaged weights (fp32, CPU). metrics: of the last validation. history: of all, with their steps."""
+    """state: the averaged weights (fp32, CPU). metrics: of the last validation. history: of all, with their steps.
+
+    is_main: False in the helper processes of a run on several devices, which must write nothing.
+    """
 
     state: dict[str, Tensor]
     metrics: dict[str, float]
     steps: int
     seconds: float
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    is_main: bool = True
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -132,8 +148,15 @@ def fit(task: Task, config: LoopConfig, out: Path, *, resume: bool, progress: Pr
         raise TrainingError(
             f"{out} holds a training run already (at step {start.step}); go on with --resume or choose another --out"
         )
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=resolve_precision(config))
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        precision=resolve_precision(config),
+        strategy="ddp" if config.devices > 1 else "auto",
+    )
     fabric.launch()
+    if config.threads:
+        torch.set_num_threads(config.threads)
     seed_all(config.seed)
     model, optimizer, ema = _prepare(task, config, fabric, start)
     first = start.step if start else 0
@@ -144,7 +167,7 @@ def fit(task: Task, config: LoopConfig, out: Path, *, resume: bool, progress: Pr
     sums: dict[str, float] = dict(start.extra["sums"]) if start else {}
     began = time.monotonic()
     model.train()
-    for step, batch in _prefetched(task, config, first):
+    for step, batch in _prefetched(task, config, first, fabric.global_rank):
         seed_all(config.seed, step, fabric.global_rank)
         rate = learning_rate(config, step)
         for group in optimizer.param_groups:
@@ -180,7 +203,8 @@ def fit(task: Task, config: LoopConfig, out: Path, *, resume: bool, progress: Pr
         curve.close()
         line.close()
     final = {k: v.detach().cpu().clone() for k, v in ema.items()}
-    return FitResult(final, history[-1][1] if history else {}, config.steps, seconds, history)
+    metrics = history[-1][1] if history else {}
+    return FitResult(final, metrics, config.steps, seconds, history, fabric.global_rank == 0)
 
 
 def _prepare(
@@ -267,20 +291,23 @@ def _validate(task: Task, fabric: Fabric, ema: dict[str, Tensor]) -> dict[str, f
         twin = copy.deepcopy(task.model)
         twin.load_state_dict(ema)
         twin.eval()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads * fabric.world_size)  # the others wait
         with torch.no_grad():
             metrics = {k: float(v) for k, v in task.validate(twin).items()}
+        torch.set_num_threads(threads)
     fabric.barrier()
     return metrics
 
 
-def _prefetched(task: Task, config: LoopConfig, first: int) -> Iterator[tuple[int, Any]]:
+def _prefetched(task: Task, config: LoopConfig, first: int, rank: int) -> Iterator[tuple[int, Any]]:
     """(step, batch) in order, `workers` + 1 batches being prepared ahead in threads."""
     with ThreadPoolExecutor(max_workers=max(1, config.workers), thread_name_prefix="batch") as pool:
         ahead: list[Future[Any]] = []
         submitted = first
         for step in range(first, config.steps):
             while submitted < config.steps and len(ahead) <= config.workers:
-                ahead.append(pool.submit(task.batch, submitted, config.seed))
+                ahead.append(pool.submit(task.batch, submitted * config.devices + rank, config.seed))
                 submitted += 1
             yield step, ahead.pop(0).result()
 

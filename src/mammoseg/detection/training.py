@@ -1,0 +1,117 @@
+"""The detector as a `Task` of the training loop: batches from cached images, multi-scale, loss, validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mammoseg.detection.cache import CachedImage
+from mammoseg.detection.losses import Geometry, LossConfig, detection_loss
+from mammoseg.detection.metrics import ap50_and_sensitivity
+from mammoseg.detection.predictor import Detector, DetectorSpec
+from mammoseg.preprocessing.augmentation import AugmentationConfig, change_intensity, draw, visible_boxes
+from mammoseg.preprocessing.intensity import normalise
+from mammoseg.preprocessing.resize import frame_transform, warp_region
+from mammoseg.training.seeding import batch_indices, generator
+from mammoseg.types import Boxes, FloatImage, Size
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """sizes: (H, W) of the inputs trained at, one drawn every `resize_every` batches. batch_size: of one device."""
+
+    sizes: tuple[Size, ...]
+    batch_size: int
+    resize_every: int = 10
+    augment: bool = True
+    validation_size: Size | None = None
+
+
+class TorchNetwork:
+    """A torch detector as the predictor's `Network`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        device = next(self.model.parameters()).device
+        maps = self.model(torch.from_numpy(x).to(device).contiguous(memory_format=torch.channels_last))
+        return [m.float().cpu().numpy() for m in maps]
+
+
+class DetectionTask:
+    """model: raw maps from images. train, validation: cached images. spec: frame, anchors, normalisation."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Sequence[CachedImage],
+        validation: Sequence[CachedImage],
+        spec: DetectorSpec,
+        loss: LossConfig,
+        sampling: SamplingConfig,
+        augmentation: AugmentationConfig,
+    ) -> None:
+        self.model, self.train, self.validation = model, train, validation
+        self.spec, self.sampling, self.augmentation, self.loss_config = spec, sampling, augmentation, loss
+        anchors = torch.from_numpy(np.stack([spec.anchors_of(i) for i in range(len(spec.strides))])).float()
+        self.geometry = Geometry(anchors, spec.strides, spec.xy_scale)
+
+    def size_of(self, step: int, seed: int) -> Size:
+        """The input size (H, W) of batch `step`."""
+        block = step // self.sampling.resize_every
+        return self.sampling.sizes[int(generator(seed, 104729, block).integers(len(self.sampling.sizes)))]
+
+    def batch(self, step: int, seed: int) -> dict[str, Any]:
+        """images f32[B, 3, H, W]; boxes f32[M, 4] `xyxy` px and image int64[M]. A pure function of (step, seed)."""
+        size = self.size_of(step, seed)
+        count = self.sampling.batch_size
+        images, boxes, owners = [], [], []
+        for place, index in enumerate(batch_indices(len(self.train), step, count, seed)):
+            rng = generator(seed, 15485863, step, place)
+            image, found = self.view(self.train[index], size, rng if self.sampling.augment else None)
+            images.append(image)
+            boxes.append(found)
+            owners += [place] * len(found)
+        grey = (np.stack(images) - np.float32(self.spec.mean)) / np.float32(self.spec.std)
+        x = torch.from_numpy(grey)[:, None].expand(-1, self.spec.channels, -1, -1)
+        return {
+            "images": x.contiguous(memory_format=torch.channels_last),
+            "boxes": torch.from_numpy(np.concatenate(boxes).astype(np.float32)),
+            "image": torch.tensor(owners, dtype=torch.int64),
+        }
+
+    def view(self, cached: CachedImage, size: Size, rng: np.random.Generator | None) -> tuple[FloatImage, Boxes]:
+        """One image f32[H, W] in [0, 1] of `size` and its boxes f64[N, 4] in it; as the predictor sees it, or a random view."""
+        measured = cached.measured
+        region = np.asarray(measured.box)
+        transform = frame_transform(region, size, self.spec.frame.aspect)
+        drawn = draw(rng, size, self.augmentation) if rng is not None else None
+        if drawn is not None:
+            transform = transform.then(drawn.geometry)
+        image = normalise(warp_region(cached.pixels, region, transform, measured.low), measured.low, measured.high)
+        if drawn is not None:
+            image = change_intensity(image, drawn)
+        return image, visible_boxes(transform.boxes(cached.boxes), size)
+
+    def loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss of one batch and its parts."""
+        maps = model(batch["images"])
+        return detection_loss(maps, batch["boxes"], batch["image"], self.geometry, self.loss_config)
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """AP at IoU 0.5 and sensitivity at 0.25 and 0.5 false positives an image, at one scale; empty without a validation side."""
+        if not self.validation:
+            return {}
+        detector = Detector(TorchNetwork(model), self.spec)
+        size = self.sampling.validation_size or self.spec.scales[0]
+        found = [detector.detect_at(c.pixels, c.measured, size) for c in self.validation]
+        ap, (s25, s50) = ap50_and_sensitivity(found, [c.boxes for c in self.validation], (0.25, 0.5))
+        return {"ap50": ap, "tpr_at_0.25": s25, "tpr_at_0.5": s50}

@@ -1,0 +1,217 @@
+"""Trains a detector on any dataset with boxes: the function behind `mammoseg train detector`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mammoseg.config import from_dict, to_dict
+from mammoseg.datasets import read_dataset
+from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold, select
+from mammoseg.detection.anchors import kmeans_anchors
+from mammoseg.detection.cache import CachedImage, cached_images
+from mammoseg.detection.losses import LossConfig
+from mammoseg.detection.predictor import DetectorSpec
+from mammoseg.detection.training import DetectionTask, SamplingConfig
+from mammoseg.detection.yolov3 import YoloConfig, YoloV3
+from mammoseg.errors import TrainingError
+from mammoseg.preprocessing.augmentation import AugmentationConfig
+from mammoseg.preprocessing.resize import FrameConfig, frame_transform
+from mammoseg.training.checkpoint import load_model, save_model
+from mammoseg.training.loop import LoopConfig, fit
+from mammoseg.training.seeding import seed_all
+from mammoseg.types import DatasetItem, Fold, Size
+
+log = logging.getLogger("mammoseg.experiments")
+
+
+@dataclass(frozen=True)
+class DetectorTrainConfig:
+    """Everything of a training run; the defaults are the published recipe (Sect. 4.2 of the paper, and YOLOv3's own).
+
+    sizes: (H, W) of the inputs trained at. anchor_size: at which of them anchors are measured. scales: run at inference by default.
+    weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where no fold is given.
+    keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for decoded images.
+    """
+
+    network: YoloConfig = field(default_factory=YoloConfig)
+    frame: FrameConfig = field(default_factory=FrameConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    training: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=30_000,
+            batch_size=32,
+            optimizer="adam",
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            warmup_steps=0,
+            schedule="step",
+            milestones=(10_000, 20_000),
+            factor=0.1,
+        )
+    )
+    sizes: tuple[Size, ...] = ((320, 160), (384, 192), (448, 224), (512, 256), (640, 320), (704, 352), (832, 416), (960, 480))
+    resize_every: int = 10
+    anchor_size: Size = (640, 320)
+    validation_size: Size = (512, 256)
+    scales: tuple[Size, ...] = ((320, 160), (512, 256), (640, 320), (832, 416), (960, 480))
+    mean: float = 0.0
+    std: float = 1.0
+    xy_scale: float = 1.0
+    weights: str | None = None
+    holdout: float = 0.15
+    fold_seed: int = 0
+    keep_out: tuple[str, ...] = ()
+    images: int = 0
+    cache: str = "cache"
+    cache_height: int = 1024
+
+
+def train_detector(
+    config: DetectorTrainConfig, data: str, out: Path, fold: Path | None = None, init: Path | None = None, resume: bool = False
+) -> Path:
+    """Trains on the training side of `fold` of the dataset `data` and writes a model directory; returns it (`out/model`).
+
+    fold: a fold file; None holds out `config.holdout` of the patients and writes `out/fold.json`. init: a model directory or
+    bundle to start from: its network, anchors and frame are taken over. resume: go on with the run in `out`.
+    Raises TrainingError, DatasetError, ConfigError.
+    """
+    items = read_dataset(data)
+    split = _fold(config, items, out, fold)
+    chosen = select(items, split, "train")
+    frame, network = config.frame, config.network
+    start = _start(init)
+    if start is not None:
+        frame, network = start.spec.frame, replace(from_dict(YoloConfig, start.network), fold_norm=network.fold_norm)
+    cached = {c.item.image_id: c for c in cached_images(items, Path(config.cache), frame, config.cache_height)}
+    train = [cached[i.image_id] for i in chosen]
+    validation = [cached[i.image_id] for i in select(items, split, "validation")]
+    if config.images:
+        train = [train[i] for i in np.random.default_rng(config.training.seed).permutation(len(train))[: config.images]]
+    if not any(len(c.boxes) for c in train):
+        raise TrainingError(f"{data}: no box on the training side of the fold; nothing to learn from")
+    spec = start.spec if start is not None else _spec(config, train)
+    seed_all(config.training.seed)
+    model = YoloV3(network)
+    if start is not None:
+        model.load_state_dict({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in start.state.items()})
+    elif config.weights:
+        _load_backbone(model, Path(config.weights))
+    log.info(
+        "%d training and %d validation images, %.1f million parameters",
+        len(train), len(validation), sum(p.numel() for p in model.parameters()) / 1e6,
+    )  # fmt: skip
+    sampling = SamplingConfig(
+        config.sizes, config.training.device_batch_size, config.resize_every, validation_size=config.validation_size
+    )
+    task = DetectionTask(model, train, validation, spec, config.loss, sampling, config.augmentation)
+    result = fit(task, config.training, out, resume=resume)
+    target = out / "model"
+    if result.is_main:
+        record = _record(data, split, train, result.metrics, result.steps, result.seconds) | {
+            "settings": to_dict(config),
+            "history": [{"step": s, **m} for s, m in result.history],
+        }
+        save_model(target, "detector", result.state, to_dict(network), to_dict(spec), record)
+    return target
+
+
+@dataclass(frozen=True)
+class _Start:
+    state: dict[str, np.ndarray]
+    network: dict[str, Any]
+    spec: DetectorSpec
+
+
+def _start(init: Path | None) -> _Start | None:
+    """The model to start from: a model directory, or a bundle."""
+    if init is None:
+        return None
+    if (init / "model.json").is_file():
+        model = load_model(init)
+        if model.kind != "detector":
+            raise TrainingError(f"{init}: expected a detector to start from, got a {model.kind}")
+        return _Start({k: v.numpy() for k, v in model.state.items()}, model.config, from_dict(DetectorSpec, model.spec))
+    from mammoseg.bundle import load_bundle, load_weights
+
+    bundle = load_bundle(init)
+    described = bundle.config["detector"]
+    return _Start(
+        load_weights(Path(init) / "detector.safetensors"), described["network"], from_dict(DetectorSpec, described["spec"])
+    )
+
+
+def _fold(config: DetectorTrainConfig, items: Sequence[DatasetItem], out: Path, fold: Path | None) -> Fold:
+    if fold is not None:
+        return load_fold(fold)
+    made = patient_holdout(items, config.holdout, config.fold_seed, config.keep_out)
+    save_fold(out / "fold.json", made)
+    return made
+
+
+def _spec(config: DetectorTrainConfig, train: Sequence[CachedImage]) -> DetectorSpec:
+    """The predictor's settings, with anchors by k-means over the training boxes as they lie in the network's frame."""
+    sizes = []
+    for cached in train:
+        boxes = frame_transform(np.asarray(cached.measured.box), config.anchor_size, config.frame.aspect).boxes(cached.boxes)
+        sizes.append(boxes[:, 2:] - boxes[:, :2])
+    wh = np.concatenate(sizes)
+    wh = wh[(wh > 1).all(axis=1)]
+    count = 3 * config.network.anchors_per_scale
+    if len(np.unique(wh, axis=0)) >= count:
+        anchors, quality = kmeans_anchors(wh, count)
+        log.info("anchors (w, h) %s: mean best IoU %.3f", anchors.round(1).tolist(), quality)
+    else:  # fewer boxes than anchors: spread them around what there is
+        anchors = np.median(wh, axis=0)[None] * np.geomspace(0.4, 2.5, count)[:, None]
+    return DetectorSpec(
+        arch=f"yolov3-{config.network.backbone}",
+        anchors=tuple((float(round(w, 2)), float(round(h, 2))) for w, h in anchors),
+        frame=config.frame,
+        scales=config.scales,
+        mean=config.mean,
+        std=config.std,
+        xy_scale=config.xy_scale,
+    )
+
+
+def _load_backbone(model: YoloV3, path: Path) -> None:
+    """Backbone weights by what the file is: safetensors with timm's keys, or darknet's own format."""
+    if not path.is_file():
+        raise TrainingError(f"backbone weights not found: {path}; give weights=null to start from nothing")
+    if path.suffix == ".safetensors":
+        if model.config.backbone == "darknet53":
+            from mammoseg.detection.darknet_weights import load_timm_darknet53
+
+            load_timm_darknet53(model.backbone, path)
+        else:
+            model.backbone.load_imagenet(path)
+    else:
+        from mammoseg.detection.darknet_weights import load_darknet
+
+        load_darknet(model, path)
+    log.info("backbone starts from %s", path.name)
+
+
+def _record(
+    data: str, fold: Fold, train: Sequence[CachedImage], metrics: dict[str, float], steps: int, seconds: float
+) -> dict[str, Any]:
+    name = Path(data.partition(":")[2] or data)
+    name = name.parent if name.suffix else name
+    return {
+        "dataset": name.name,
+        "fold": {"name": fold.name, "content_hash": fold.content_hash},
+        "n_images": len(train),
+        "files_sha256": sorted(hashlib.sha256(Path(c.item.path).read_bytes()).hexdigest() for c in train),
+        "patients_sha256": sorted({hashlib.sha256(f"{name.name}:{c.item.patient_id}".encode()).hexdigest() for c in train}),
+        "metrics": metrics,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,95 @@
+"""Random views of a mammogram for training: drawn as numbers first, so that image and boxes get the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mammoseg.geometry import Transform
+from mammoseg.preprocessing.intensity import gamma
+from mammoseg.types import Boxes, FloatImage, Size
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Ranges. scale: largest factor and its inverse; aspect: of width to height; shift: of the frame's sides; gamma, contrast:
+    largest factor and its inverse; brightness: largest offset; noise: largest standard deviation; blur: largest sigma in px.
+    """
+
+    flip_horizontal: float = 0.5
+    flip_vertical: float = 0.5
+    scale: float = 1.25
+    aspect: float = 1.1
+    shift: float = 0.1
+    gamma: float = 1.5
+    contrast: float = 1.2
+    brightness: float = 0.08
+    noise: float = 0.02
+    blur: float = 0.8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One random view: geometry as a map of the frame to itself, then intensities."""
+
+    geometry: Transform
+    gamma: float
+    contrast: float
+    brightness: float
+    noise: float
+    blur: float
+    seed: int
+
+
+def draw(rng: np.random.Generator, size: Size, config: AugmentationConfig) -> Draw:
+    """Draws a view for a frame of `size` (H, W)."""
+    height, width = size
+
+    def factor(largest: float) -> float:
+        return float(np.exp(rng.uniform(-1.0, 1.0) * np.log(largest)))
+
+    zoom, stretch = factor(config.scale), factor(config.aspect) ** 0.5
+    sx, sy = zoom * stretch, zoom / stretch
+    tx = width * (0.5 - 0.5 * sx + rng.uniform(-config.shift, config.shift))
+    ty = height * (0.5 - 0.5 * sy + rng.uniform(-config.shift, config.shift))
+    if rng.random() < config.flip_horizontal:
+        sx, tx = -sx, width - tx
+    if rng.random() < config.flip_vertical:
+        sy, ty = -sy, height - ty
+    return Draw(
+        Transform(sx, sy, tx, ty, size),
+        factor(config.gamma),
+        factor(config.contrast),
+        float(rng.uniform(-config.brightness, config.brightness)),
+        float(rng.uniform(0.0, config.noise)),
+        float(rng.uniform(0.0, config.blur)) if rng.random() < 0.5 else 0.0,
+        int(rng.integers(2**31)),
+    )
+
+
+def change_intensity(pixels: FloatImage, drawn: Draw) -> FloatImage:
+    """Applies the drawn gamma, contrast, brightness, blur and noise to `pixels` f32[H, W] in [0, 1]; stays in [0, 1]."""
+    mean = np.float32(0.5)
+    out = (gamma(pixels, drawn.gamma) - mean) * np.float32(drawn.contrast) + mean + np.float32(drawn.brightness)
+    if drawn.blur > 0.2:
+        out = cv2.GaussianBlur(out, (0, 0), drawn.blur)
+    if drawn.noise > 0:
+        noise = np.random.default_rng(drawn.seed).standard_normal(pixels.shape, dtype=np.float32)
+        out = out + noise * np.float32(drawn.noise)
+    # The background stays black: it carries no exposure.
+    return np.where(pixels > 0, out, pixels).clip(0.0, 1.0).astype(np.float32, copy=False)
+
+
+def visible_boxes(boxes: Boxes, size: Size, least: float = 0.4, least_px: float = 3.0) -> Boxes:
+    """Boxes f64[N, 4] cut to the frame; those of which less than `least` of the area remains are dropped.
+
+    Boxes with a side below `least_px` pixels are dropped as well.
+    """
+    from mammoseg.geometry import box_area, clip_boxes
+
+    cut = clip_boxes(boxes, size)
+    kept = box_area(cut) >= least * np.maximum(box_area(boxes), 1e-9)
+    kept &= (cut[:, 2:] - cut[:, :2]).min(axis=1, initial=np.inf) >= least_px
+    return cut[kept]
