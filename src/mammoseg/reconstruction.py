@@ -125,7 +125,8 @@ def outline(field: NDArray[np.float32], mask: BoolMask, origin: tuple[int, int],
     if simplify_px > 0 and len(points) > 8:
         fewer = cv2.approxPolyDP(points.astype(np.float32).reshape(-1, 1, 2), simplify_px, True).reshape(-1, 2)
         points = fewer.astype(np.float64) if len(fewer) >= 3 else points
-    return points + np.array([origin[1], origin[0]])
+    placed: Points = points + np.array([origin[1], origin[0]], dtype=np.float64)
+    return placed
 
 
 def axes_mm(contour_xy: Points, spacing_mm: Spacing) -> tuple[float, float]:
