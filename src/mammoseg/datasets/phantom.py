@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.datasets import phantom_parts as parts
+from mammoseg.datasets.phantom_masses import add_calcifications, mass_lump
 from mammoseg.geometry import mask_box
 from mammoseg.types import Size, Spacing, TrueMass
 
@@ -146,7 +147,7 @@ def _view(seed: int, index: int, woman: parts.Woman, masses: list[_Mass], config
         placed.append(_place(mass, breast, view, grid_mm, placed))
         truth.append(_add_mass(image, mass, placed[-1], view, config.pixel_mm))
     if config.calcifications:
-        parts.add_calcifications(rng, image, breast, grid_mm, config.pixel_mm)
+        add_calcifications(rng, image, breast, grid_mm, config.pixel_mm)
     inside = cv2.resize(breast.inside, (width, height), interpolation=cv2.INTER_LINEAR)
     parts.add_noise(rng, image, inside, config.noise * min(1.0, (0.14 / config.pixel_mm) ** 0.5))
     kept = tuple(_true_mass(image.shape, t, laterality == "R") for t in truth)
@@ -198,7 +199,7 @@ def _add_mass(
     r1, c1 = max(0, int(cy - reach)), max(0, int(cx - reach))
     r2, c2 = min(image.shape[0], int(cy + reach) + 1), min(image.shape[1], int(cx + reach) + 1)
     y, x = np.mgrid[r1:r2, c1:c2].astype(np.float32)
-    lump = parts.mass_lump((x + 0.5 - cx) * pixel_mm, (y + 0.5 - cy) * pixel_mm, radius, mass.shape, (shape_rng, rng))
+    lump = mass_lump((x + 0.5 - cx) * pixel_mm, (y + 0.5 - cy) * pixel_mm, radius, mass.shape, (shape_rng, rng))
     window = image[r1:r2, c1:c2]
     # Where tissue is bright already a mass adds less: the film's shoulder.
     window += mass.contrast * lump.density * np.clip(1.25 - window, 0.25, 1)

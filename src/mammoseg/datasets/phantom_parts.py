@@ -1,4 +1,4 @@
-"""The parts that phantoms are drawn of: outline, tissue, masses, calcifications, noise, film.
+"""The parts that phantoms are drawn of: outline, tissue, noise, film.
 
 Frame: a left breast, chest wall at x = 0; millimetres unless a name says otherwise. Grey values are f32, 0 = air, 1 = white.
 """
@@ -39,14 +39,6 @@ class Breast:
     muscle: Image
     nipple_mm: tuple[float, float]
     half_height_mm: float
-
-
-@dataclass(frozen=True, eq=False)
-class Lump:
-    """A mass: density f32[h, w] in about [0, 1.2], and its exact mask bool[h, w]."""
-
-    density: Image
-    mask: NDArray[np.bool_]
 
 
 def draw_woman(rng: Rng, density: int, field_width: float, field_height: float) -> Woman:
@@ -111,19 +103,19 @@ def tissue(rng: Rng, woman: Woman, breast: Breast, grid_mm: float) -> Image:
     # Gland fills a cone from the nipple backwards, and leaves fat under the skin and before the chest wall.
     across = (y - ny + 0.12 * (nx - x)) / (0.85 * breast.half_height_mm)
     along = (nx - x) / nx
-    cone = np.exp(-((across / (0.32 + 0.55 * np.clip(along, 0, 1))) ** 2)) * _step(along, 1.05, 0.55)
-    prior = cone * _step(depth, 3.0, 15.0)
+    cone = np.exp(-((across / (0.32 + 0.55 * np.clip(along, 0, 1))) ** 2)) * smooth_step(along, 1.05, 0.55)
+    prior = cone * smooth_step(depth, 3.0, 15.0)
     level = (-2.3, -1.35, -0.5, 0.35)[woman.density - 1]
     spread = (1.5, 1.7, 1.7, 1.5)[woman.density - 1]
     gland = 1 / (1 + np.exp(-1.7 * (0.70 * coarse + 0.60 * streaks + 2.6 * (prior - 0.45) * spread / 1.6 + level)))
-    gland *= np.clip(prior * 2.0, 0.10, 1) * _step(depth, 1.5, 9.0)
+    gland *= np.clip(prior * 2.0, 0.10, 1) * smooth_step(depth, 1.5, 9.0)
     value = 0.22 + gland * (0.40 + 0.045 * fine + 0.07 * streaks) + 0.014 * fine + 0.022 * coarse
-    value += (0.10 + 0.05 * gland) * threads * _step(depth, 1.5, 7.0)
+    value += (0.10 + 0.05 * gland) * threads * smooth_step(depth, 1.5, 7.0)
     value += 0.075 * _vessels(rng, breast, grid_mm) * (1 - 0.6 * gland)
     fibres = _fibres(rng, grid, breast)
     value = value * (1 - breast.muscle) + breast.muscle * (0.36 + 0.35 * value + 0.028 * fibres + 0.02 * coarse)
     # Thinner towards the skin, which itself is a dense line; the nipple is a dense knob.
-    value *= 0.45 + 0.55 * _step(depth, 0.0, 6.0)
+    value *= 0.45 + 0.55 * smooth_step(depth, 0.0, 6.0)
     value += (0.10 + 0.02 * coarse) * np.exp(-(((depth - 0.9) / 0.8) ** 2))
     knob = np.exp(-((((x - nx + 1.0) / 4.5) ** 2 + ((y - ny) / 4.5) ** 2) ** 1.5))
     value += 0.12 * knob
@@ -146,7 +138,8 @@ def power_law(rng: Rng, size: tuple[int, int], beta: float) -> Image:
     return out
 
 
-def _step(value: NDArray[np.floating], low: float, high: float) -> Image:
+def smooth_step(value: NDArray[np.floating], low: float, high: float) -> Image:
+    """0 up to `low`, 1 from `high` on, a smooth rise between."""
     t = np.clip((value - low) / (high - low), 0, 1).astype(np.float32)
     out: Image = t * t * (3 - 2 * t)
     return out
@@ -158,23 +151,26 @@ def _strands(rng: Rng, breast: Breast, grid_mm: float) -> tuple[Image, Image]:
     Gives noise of deviation 1, and thin bright threads (ligaments and ducts) in [0, about 1.5].
     """
     grid = (breast.inside.shape[0], breast.inside.shape[1])
-    n = 1024
+    coarse = max(1.0, grid_mm / 0.25)  # coarser than about 0.5 mm only where the grid cannot show it
+    n = round(1024 / coarse)
     x, y = np.meshgrid((np.arange(grid[1]) + 0.5) * grid_mm, (np.arange(grid[0]) + 0.5) * grid_mm)
     nx, ny = breast.nipple_mm
     bend_x, bend_y = (7 * power_law(rng, grid, 3.6) for _ in range(2))
-    # From a point in front of the nipple, so that the lines fan out gently. About 0.5 mm a step both ways.
+    # From a point in front of the nipple, so that the lines fan out gently; about 0.5 mm a step both ways.
     dx, dy = nx + 22 - x + bend_x, y - ny + bend_y
-    u = np.mod(np.hypot(dx, dy) * 2.0, n - 1).astype(np.float32)
-    v = np.mod((np.arctan2(dy, dx) + np.pi) * 150, n - 1).astype(np.float32)
+    u = np.mod(np.hypot(dx, dy) * 2.0 / coarse, n - 1).astype(np.float32)
+    v = np.mod((np.arctan2(dy, dx) + np.pi) * 150 / coarse, n - 1).astype(np.float32)
 
     def along(polar: Image) -> Image:
         out: Image = cv2.remap(polar, u, v, cv2.INTER_LINEAR)
         return out
 
-    noise = along(cv2.GaussianBlur(power_law(rng, (n, n), 2.0), (0, 0), sigmaX=5, sigmaY=0.6))
+    noise = along(cv2.GaussianBlur(power_law(rng, (n, n), 2.0), (0, 0), sigmaX=5 / coarse, sigmaY=0.6 / coarse))
     threads = np.zeros(grid, dtype=np.float32)
     for across, length, gain in ((2.2, 9.0, 0.5), (3.6, 12.0, 0.8), (6.5, 16.0, 1.0)):
-        smooth = cv2.GaussianBlur(rng.standard_normal((n, n), dtype=np.float32), (0, 0), sigmaX=length, sigmaY=across)
+        smooth = cv2.GaussianBlur(
+            rng.standard_normal((n, n), dtype=np.float32), (0, 0), sigmaX=length / coarse, sigmaY=across / coarse
+        )
         # The zero crossings of smooth noise are winding curves; another noise lets them come and go.
         line = np.exp(-((smooth / smooth.std() / (0.42 / across + 0.05)) ** 2))
         fade = np.clip(0.25 + 0.75 * power_law(rng, (n, n), 2.6), 0, 1.6)
@@ -213,95 +209,8 @@ def _vessels(rng: Rng, breast: Breast, grid_mm: float) -> Image:
         one = np.zeros(layer.shape, dtype=np.uint8)
         cv2.polylines(one, [path.reshape(-1, 1, 2)], False, int(rng.integers(110, 256)), thick, cv2.LINE_AA, 4)
         layer = np.maximum(layer, cv2.GaussianBlur(one, (0, 0), 0.4 / grid_mm + 0.3).astype(np.float32) / 255)
-    out: Image = layer * _step(breast.depth_mm, 2.0, 10.0)
+    out: Image = layer * smooth_step(breast.depth_mm, 2.0, 10.0)
     return out
-
-
-def mass_lump(dx: Image, dy: Image, radius: float, shape: str, rngs: tuple[Rng, Rng]) -> Lump:
-    """A mass of a mean `radius` (mm) around the origin of the offsets `dx`, `dy` (mm, f32[h, w]).
-
-    shape: round, oval, lobular, irregular or spiculated. rngs: one for what both views share, one for this view.
-    The mask holds the pixels whose centre is within the outline r(θ); thin spicules beyond the body are outside of it.
-    """
-    shared, own = rngs
-    stretch = {"round": 1.05, "oval": shared.uniform(1.25, 1.6), "lobular": 1.15}.get(shape, shared.uniform(1.0, 1.3))
-    turn = shared.uniform(0, np.pi) + own.normal(0, 0.35)
-    u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-    u, v = u / np.sqrt(stretch), v * np.sqrt(stretch)
-    rough = {"round": 0.012, "oval": 0.015, "lobular": 0.035, "irregular": 0.07, "spiculated": 0.055}[shape]
-    theta = np.linspace(-np.pi, np.pi, 721)
-    outline_r = np.ones_like(theta)
-    for k in range(2, 12):
-        outline_r += rough * (own.normal() + shared.normal()) / (k - 1) ** 0.6 * np.cos(k * theta + own.uniform(0, 2 * np.pi))
-    if shape == "lobular":
-        k = int(shared.integers(3, 6))
-        outline_r += 0.16 * (np.abs(np.cos(k / 2 * theta + own.uniform(0, np.pi))) - 0.6) * (1 if k % 2 == 0 else 0.9)
-    spicules: Image = np.zeros_like(dx)
-    if shape == "spiculated":
-        spicules, bumps = _spicules(own, u, v, radius, theta)
-        outline_r += bumps
-    outline_r = np.clip(outline_r, 0.45, 1.6)
-    outline_r[-1] = outline_r[0]
-    angle = np.arctan2(v, u)
-    rho = np.hypot(u, v) / radius / np.interp(angle.ravel(), theta, outline_r).reshape(angle.shape).astype(np.float32)
-    mask: NDArray[np.bool_] = rho <= 1
-    # A lens of tissue, flat in the middle, whose margin is sharp or blurred.
-    soft = {"round": 0.07, "oval": 0.07, "lobular": 0.09, "irregular": 0.22, "spiculated": 0.20}[shape]
-    body = np.clip(1 - np.clip(rho, 0, None) ** 2.0, 0, 1) ** 0.6 * 0.78 + 0.30 / (
-        1 + np.exp(np.clip((rho - 1) / soft * 2.2, -30, 30))
-    )
-    grain = power_law(own, (64, 64), 2.6)
-    body = body * (1 + 0.10 * cv2.resize(grain, (dx.shape[1], dx.shape[0]), interpolation=cv2.INTER_CUBIC))
-    return Lump((body + spicules * _step(rho, 0.7, 1.1) * np.clip((2.25 - rho) * 2, 0, 1)).astype(np.float32), mask)
-
-
-def _spicules(rng: Rng, u: Image, v: Image, radius: float, theta: NDArray[np.float64]) -> tuple[Image, NDArray[np.float64]]:
-    """Thin tapering rays outside the body, and the bumps of the outline they leave from."""
-    layer: Image = np.zeros_like(u)
-    bumps = np.zeros_like(theta)
-    for start in np.sort(rng.uniform(-np.pi, np.pi, int(rng.integers(14, 26)))):
-        length, half = float(rng.uniform(1.3, 2.2)) * radius, float(rng.uniform(0.18, 0.40)) + 0.015 * radius
-        bend = float(rng.normal(0, 0.16)) / radius
-        along = u * np.cos(start) + v * np.sin(start)
-        off = v * np.cos(start) - u * np.sin(start) - bend * along**2
-        taper = np.clip(1 - along / length, 0, 1)
-        ray = np.exp(-((off / (half * (0.35 + 0.65 * taper))) ** 2)) * (along > 0.3 * radius) * np.sqrt(taper)
-        layer = np.maximum(layer, ray * float(rng.uniform(0.25, 0.8))).astype(np.float32)
-        gap = np.mod(theta - start + np.pi, 2 * np.pi) - np.pi
-        bumps += float(rng.uniform(0.03, 0.15)) * np.exp(-((gap / 0.11) ** 2))
-    return layer, bumps
-
-
-def add_calcifications(rng: Rng, image: Image, breast: Breast, grid_mm: float, pixel_mm: float) -> None:
-    """Distractors: scattered round calcifications, in a third of the views a cluster, now and then one coarse piece."""
-    nx, ny = breast.nipple_mm
-    spots: list[tuple[float, float, float, float]] = []
-
-    def somewhere() -> tuple[float, float]:
-        return float(rng.uniform(0.1, 0.85) * nx), float(ny + rng.uniform(-0.7, 0.7) * breast.half_height_mm)
-
-    for _ in range(int(rng.poisson(2.5))):
-        spots.append((*somewhere(), float(rng.uniform(0.25, 0.6)), 0.35))
-    if rng.random() < 0.33:
-        cx, cy = somewhere()
-        for _ in range(int(rng.integers(8, 22))):
-            spots.append((cx + rng.normal(0, 3), cy + rng.normal(0, 3), float(rng.uniform(0.10, 0.3)), 0.30))
-    if rng.random() < 0.12:
-        spots.append((*somewhere(), float(rng.uniform(1.0, 2.2)), 0.5))
-    for x, y, radius, gain in spots:
-        row, column = int(y / grid_mm), int(x / grid_mm)
-        if not (0 <= row < breast.depth_mm.shape[0] and 0 <= column < breast.depth_mm.shape[1]):
-            continue
-        if breast.depth_mm[row, column] < 3:
-            continue
-        reach = int(np.ceil((radius * 1.6) / pixel_mm)) + 2
-        r, c = int(y / pixel_mm), int(x / pixel_mm)
-        r1, r2, c1, c2 = max(0, r - reach), min(image.shape[0], r + reach), max(0, c - reach), min(image.shape[1], c + reach)
-        yy, xx = np.mgrid[r1:r2, c1:c2].astype(np.float32)
-        distance = np.hypot((xx + 0.5) * pixel_mm - x, ((yy + 0.5) * pixel_mm - y) * float(rng.uniform(0.8, 1.2)))
-        cover = min(1.0, (2 * radius / pixel_mm) ** 2)  # specks below a pixel fade
-        edge = 0.12 * radius + 0.35 * pixel_mm
-        image[r1:r2, c1:c2] += gain * cover / (1 + np.exp(np.clip((distance - radius) / edge, -30, 30)))
 
 
 def add_noise(rng: Rng, image: Image, inside: Image, sigma: float) -> None:
