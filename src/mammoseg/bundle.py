@@ -145,6 +145,14 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_if_readable(path: Path) -> str | None:
+    """As `hash_file`; None where the file is not there or cannot be read."""
+    try:
+        return hash_file(path)
+    except OSError:
+        return None
+
+
 def hash_patient(dataset: str, patient_id: str) -> str:
     """How training.json names a patient without telling who it is: sha256 of "dataset:patient_id"."""
     return hashlib.sha256(f"{dataset}:{patient_id}".encode()).hexdigest()

@@ -34,7 +34,7 @@ def build(name: str, config: Mapping[str, Any], state: Mapping[str, NDArray[Any]
     """
     module, _, attribute = BUILDERS[name].partition(":")
     builder: Callable[[Mapping[str, Any]], torch.nn.Module] = getattr(importlib.import_module(module), attribute)
-    network = builder(config)
+    network = builder(dict(config))
     if state is not None:
         try:
             network.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})

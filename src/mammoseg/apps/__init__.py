@@ -1,0 +1,1 @@
+"""What people start: the command line, the batch engine behind it, the demo."""

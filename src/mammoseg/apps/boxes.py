@@ -1,0 +1,117 @@
+"""Boxes given by the user, to be delineated in place of detections."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammoseg.errors import UsageError
+from mammoseg.geometry import box_area, clip_boxes
+from mammoseg.types import Detections, Size
+
+COLUMNS = ("image", "x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True)
+class GivenBoxes:
+    """by_image: for each image name in the file, f64[N, 5] of x1, y1, x2, y2, score. sha256: of the file."""
+
+    by_image: dict[str, NDArray[np.float64]]
+    sha256: str
+
+    def assign(self, sources: Sequence[str]) -> list[NDArray[np.float64]]:
+        """The boxes of each source: matched by relative path, else by file name, else by stem.
+
+        Names that fit none of the sources are passed over. Raises `UsageError` where a name fits several images, or no
+        name fits any.
+        """
+        out: list[list[NDArray[np.float64]]] = [[] for _ in sources]
+        keys = [_keys(s) for s in sources]
+        for name, boxes in self.by_image.items():
+            fits: list[int] = []
+            for level, wanted in enumerate(_keys(name)):
+                fits = [i for i, k in enumerate(keys) if k[level] == wanted]
+                if fits:
+                    break
+            if len(fits) > 1:
+                raise UsageError(f"boxes file: {name!r} fits {len(fits)} images: give its relative path")
+            if fits:
+                out[fits[0]].append(boxes)
+        if self.by_image and not any(out):
+            raise UsageError(f"boxes file: no image named there ({next(iter(self.by_image))!r}, ...) is among those to segment")
+        return [np.concatenate(b) if b else np.zeros((0, 5)) for b in out]
+
+
+def read_boxes(path: Path) -> GivenBoxes:
+    """Reads COCO (`annotations` with `bbox`, `score` if there is one) or CSV (image,x1,y1,x2,y2 and perhaps score).
+
+    Coordinates are pixel edges of the stored image, half-open. Raises `UsageError` naming the line or record that is wrong.
+    """
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected a COCO or CSV file with boxes, got binary data") from error
+    rows = _from_coco(text, path) if text.lstrip().startswith(("{", "[")) else _from_csv(text, path)
+    grouped: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    for name, values, where in rows:
+        x1, y1, x2, y2, score = values
+        if not np.isfinite(values).all() or not (x2 > x1 and y2 > y1) or not 0 <= score <= 1:
+            raise UsageError(f"{where}: expected x1 < x2, y1 < y2 and a score from 0 to 1, got {values}")
+        grouped[name].append(values)
+    return GivenBoxes({k: np.array(v, dtype=np.float64) for k, v in grouped.items()}, hashlib.sha256(raw).hexdigest())
+
+
+def to_detections(boxes: NDArray[np.float64], size: Size) -> Detections:
+    """Given boxes f64[N, 5] as detections in an image of `size` (H, W); cut to the image, those outside it are left out."""
+    cut = clip_boxes(boxes[:, :4], size)
+    inside = box_area(cut) > 0
+    return Detections(cut[inside], boxes[inside, 4], size, "given").best_first()
+
+
+Row = tuple[str, tuple[float, float, float, float, float], str]
+
+
+def _from_csv(text: str, path: Path) -> list[Row]:
+    reader = csv.DictReader(text.splitlines())
+    missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+    if missing:
+        raise UsageError(f"{path}: expected the columns {','.join(COLUMNS)}[,score]; missing: {', '.join(missing)}")
+    rows: list[Row] = []
+    for number, row in enumerate(reader, start=2):
+        where = f"{path}, line {number}"
+        try:
+            x1, y1, x2, y2 = (float(row[c]) for c in COLUMNS[1:])
+            rows.append((row["image"], (x1, y1, x2, y2, float(row.get("score") or 1.0)), where))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}: expected numbers, got {','.join(str(v) for v in row.values())}") from error
+    return rows
+
+
+def _from_coco(text: str, path: Path) -> list[Row]:
+    try:
+        data: dict[str, Any] = json.loads(text)
+        images = {i["id"]: str(i["file_name"]) for i in data["images"]}
+        rows: list[Row] = []
+        for n, a in enumerate(data["annotations"]):
+            x, y, w, h = (float(v) for v in a["bbox"])
+            rows.append((images[a["image_id"]], (x, y, x + w, y + h, float(a.get("score", 1.0))), f"{path}, annotation {n}"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path}: expected COCO with images and annotations with bbox ({type(error).__name__}: {error})"
+        ) from error
+    return rows
+
+
+def _keys(name: str) -> tuple[str, str, str]:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return str(path), path.name, path.stem

@@ -1,0 +1,100 @@
+"""How the command line speaks: one clear line per error, progress with time left where a person is watching."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mammoseg.apps.worker import DEBUG_VARIABLE
+from mammoseg.errors import MammosegError, NotAnImageError, UsageError
+
+EXIT_PARTLY = 3
+EXIT_USAGE = 2
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+class OneLineGroup(click.Group):
+    """A command group whose errors are one line on stderr and an exit code: 2 for usage, 1 for anything else."""
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """As click's, always ending in `SystemExit`."""
+        extra.pop("standalone_mode", None)
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
+            sys.exit(code if isinstance(code, int) else 0)
+        except click.ClickException as error:
+            fail(_one_line(error.format_message()), error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            fail("interrupted", EXIT_INTERRUPTED)
+        except (UsageError, NotAnImageError) as error:
+            fail(_one_line(str(error)), EXIT_USAGE)
+        except MammosegError as error:
+            fail(_one_line(str(error)), EXIT_ERROR)
+        except BrokenPipeError:  # `mammoseg ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_ERROR)
+        except Exception as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                traceback.print_exc()
+            what = f"{type(error).__name__}: {_one_line(str(error))}"
+            fail(f"unexpected error, {what} (set {DEBUG_VARIABLE}=1 to see where)", EXIT_ERROR)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Says what is wrong in one line on stderr and ends with `code`."""
+    click.echo(f"mammoseg: error: {message}", err=True)
+    sys.exit(code)
+
+
+class ImageProgress(AbstractContextManager["ImageProgress"]):
+    """Progress over images: a bar with the time left on a terminal, else a line now and then."""
+
+    def __init__(self, total: int, what: str = "segmenting") -> None:
+        self._total, self._what, self._done, self._said = total, what, 0, 0
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True)
+            self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> ImageProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self) -> None:
+        """One image more is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.advance(self._task)
+        elif self._done == self._total or self._done - self._said >= max(1, self._total // 10):
+            self._said = self._done
+            click.echo(f"{self._what}: {self._done} of {self._total}", err=True)
+
+    def say(self, message: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        else:
+            click.echo(message, err=True)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

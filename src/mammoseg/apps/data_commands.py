@@ -1,0 +1,67 @@
+"""`mammoseg phantom` and `mammoseg datasets`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from mammoseg.apps.console import ImageProgress
+from mammoseg.apps.outputs import is_empty
+from mammoseg.datasets import check as check_dataset
+from mammoseg.datasets import list_kinds, read_dataset
+from mammoseg.datasets.phantom_files import write_exams
+from mammoseg.errors import UsageError
+
+
+@click.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the exams.")
+@click.option("--format", "kind", type=click.Choice(["dicom", "png"]), default="dicom", show_default=True, help="Kind of file.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Number of exams, four views each.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal exams.")
+def phantom(out: Path, kind: Literal["dicom", "png"], count: int, seed: int) -> None:
+    """Make synthetic exams of four views (RCC, LCC, RMLO, LMLO) with their truth.
+
+    A test signal that looks like a mammogram at arm's length; no patient is in it.
+    """
+    if not is_empty(out):
+        raise UsageError(f"{out} is not empty; name another folder")
+    with ImageProgress(4 * count, "making phantoms") as bar:
+        items = write_exams(out, count, seed, kind, progress=lambda done, total: bar.advance())
+    masses = sum(len(i.annotation.masses) for i in items)
+    click.echo(f"{len(items)} images with {masses} masses in {out}; evaluate against them with --truth phantom:{out}")
+
+
+@click.group()
+def datasets() -> None:
+    """Look at data sets: which kinds can be read, and whether one is sound."""
+
+
+@datasets.command("list")
+def list_command() -> None:
+    """List the kinds of data set that can be read."""
+    for kind, description in list_kinds().items():
+        click.echo(f"{kind:<12} {description}")
+
+
+@datasets.command("check")
+@click.argument("dataset", metavar="DATASET")
+@click.pass_context
+def check_command(context: click.Context, dataset: str) -> int:
+    """Read DATASET (KIND:PATH, or a path whose kind is recognised) and say what is odd.
+
+    Exit code 0 where all is well, 3 where something is odd.
+    """
+    items = read_dataset(dataset)
+    masses = sum(len(i.annotation.masses) for i in items)
+    outlined = sum(m.mask is not None for i in items for m in i.annotation.masses)
+    views = Counter(f"{i.laterality or '?'}{i.view_position or '?'}" for i in items)
+    click.echo(f"{len(items)} images of {len({i.patient_id for i in items})} patients, {masses} masses, {outlined} with a mask")
+    click.echo("views: " + ", ".join(f"{k} {n}" for k, n in sorted(views.items())))
+    problems = check_dataset(items)
+    for problem in problems:
+        click.echo(problem)
+    click.echo("nothing odd" if not problems else f"{len(problems)} odd things")
+    return 3 if problems else 0

@@ -1,0 +1,77 @@
+"""`mammoseg demo`: see in a minute what the thing does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mammoseg.apps.console import EXIT_PARTLY
+from mammoseg.apps.inputs import collect
+from mammoseg.apps.outputs import FORMATS, clear_results, is_empty, read_results
+from mammoseg.apps.segment import run_with_progress
+from mammoseg.apps.worker import Job, Plan
+from mammoseg.bundle import open_bundle
+from mammoseg.datasets.phantom_files import write_exams
+from mammoseg.errors import UsageError
+from mammoseg.pipeline import settings_of
+
+SEED = 2
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Folder for the exam and the results.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="BUNDLE",
+    help="Weights bundle to use; the installed one by default.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Another seed, another exam.")
+@click.option("--overwrite", is_flag=True, help="Replace the demo of an earlier run in OUT.")
+def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
+    """Make an exam of four synthetic mammograms as DICOM, segment it, and show what was found."""
+    if not is_empty(out) and not overwrite:
+        raise UsageError(f"{out} is not empty: add --overwrite, or name another folder with --out")
+    bundle = open_bundle(weights)
+    exam, results = out / "exam", out / "results"
+    click.echo("Making four phantom mammograms (RCC, LCC, RMLO, LMLO) as DICOM ...", err=True)
+    for old in [*exam.glob("images/phantom_*"), *exam.glob("annotations.json")]:
+        old.unlink()
+    if results.is_dir():
+        clear_results(results)
+    write_exams(exam, 1, seed, "dicom")
+    found = collect([exam / "images"])
+    jobs = [Job(image) for image in found.images]
+    outcome = run_with_progress(jobs, Plan(bundle.directory, settings_of(bundle), results, FORMATS, {}), 1)
+    table = Table(title=f"Masses found by {bundle.name}")
+    for column in ("image", "view", "mass", "score", "size (mm)", "area (mm²)", "where (x, y)"):
+        table.add_column(column, justify="left" if column in ("image", "view") else "right")
+    for findings in read_results(results, [job.image.folder for job in jobs]):
+        image = findings["image"]
+        view = f"{image['laterality'] or ''}{image['view_position'] or ''}"
+        if findings["status"] != "processed":
+            table.add_row(image["source"], view, findings["status"], "", findings["reason"], "", "")
+        elif not findings["lesions"]:
+            table.add_row(image["source"], view, "none found", "", "", "", "")
+        for lesion in findings["lesions"]:
+            known = lesion["long_axis_mm"] is not None
+            size = f"{lesion['long_axis_mm']:.1f} × {lesion['short_axis_mm']:.1f}" if known else "unknown"
+            area = f"{lesion['area_mm2']:.0f}" if known else "unknown"
+            x1, y1, x2, y2 = lesion["box_xyxy"]
+            where = f"{(x1 + x2) / 2:.0f}, {(y1 + y2) / 2:.0f}"
+            table.add_row(image["source"], view, str(lesion["id"]), f"{lesion['score']:.2f}", size, area, where)
+    Console().print(table)
+    click.echo("These are synthetic images and research software: nothing here is for clinical use.")
+    click.echo(
+        f"Open {results / 'index.html'} in a browser. The exam and its truth are in {exam}, pictures in {results}/*/overlay.png"
+    )
+    return 0 if outcome.count("processed") == len(jobs) else EXIT_PARTLY

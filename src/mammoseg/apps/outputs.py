@@ -1,0 +1,122 @@
+"""What a run writes: a folder for each image, and the tables and the record of the whole run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mammoseg.io.atomic import write_atomic
+from mammoseg.io.findings_json import write_findings
+from mammoseg.io.pictures import write_mask_png, write_overlay_png
+from mammoseg.types import Findings, Mammogram
+
+FINDINGS = "findings.json"
+TABLE_COLUMNS = (
+    "image",
+    "lesion",
+    "score",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "area_px",
+    "area_mm2",
+    "long_axis_mm",
+    "short_axis_mm",
+)
+
+
+def _write_mask(folder: Path, findings: Findings, mammogram: Mammogram) -> None:
+    write_mask_png(folder / "mask.png", findings)
+
+
+def _write_overlay(folder: Path, findings: Findings, mammogram: Mammogram) -> None:
+    write_overlay_png(folder / "overlay.png", mammogram, findings)
+
+
+# Pictures that go beside findings.json, by format name; "json" itself is always written, last.
+PICTURES: dict[str, Callable[[Path, Findings, Mammogram], None]] = {"mask": _write_mask, "overlay": _write_overlay}
+PICTURE_FILES = {"mask": "mask.png", "overlay": "overlay.png"}
+FORMATS = ("json", *PICTURES)
+
+
+def write_image(folder: Path, findings: Findings, mammogram: Mammogram | None, formats: Iterable[str]) -> None:
+    """Writes one image's results. findings.json comes last: where it is, the rest is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FINDINGS).unlink(missing_ok=True)
+    for name, file in PICTURE_FILES.items():
+        if mammogram is not None and name in formats:
+            PICTURES[name](folder, findings, mammogram)
+        else:
+            (folder / file).unlink(missing_ok=True)
+    write_findings(folder / FINDINGS, findings)
+
+
+def is_done(folder: Path, file_sha256: str, provenance: dict[str, Any], formats: Iterable[str]) -> dict[str, Any] | None:
+    """The findings (as in JSON) that `folder` holds for this very input, bundle, version and settings; else None.
+
+    What failed is always tried again.
+    """
+    try:
+        found = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
+        if found["image"]["file_sha256"] != file_sha256 or found["provenance"] != json.loads(json.dumps(provenance)):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if found["status"] == "failed":
+        return None
+    if found["status"] == "processed" and not all((folder / PICTURE_FILES[f]).is_file() for f in formats if f in PICTURE_FILES):
+        return None
+    result: dict[str, Any] = found
+    return result
+
+
+def clear_results(out: Path) -> None:
+    """Removes what an earlier run wrote below `out`, and nothing else: files of our names in folders with findings.json."""
+    for found in sorted(out.rglob(FINDINGS)):
+        for name in (FINDINGS, *PICTURE_FILES.values()):
+            (found.parent / name).unlink(missing_ok=True)
+        folder = found.parent
+        while folder != out and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+    for name in ("findings.jsonl", "findings.csv", "index.html", "run.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def read_results(out: Path, folders: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The findings of each folder, as in JSON, in the order given."""
+    for folder in folders:
+        yield json.loads((out / folder / FINDINGS).read_text(encoding="utf-8"))
+
+
+def write_tables(out: Path, folders: Sequence[str]) -> None:
+    """Writes findings.jsonl (a line an image) and findings.csv (a row a lesion) from the images' findings.json."""
+    lines, rows = [], [TABLE_COLUMNS]
+    for found in read_results(out, folders):
+        lines.append(json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n")
+        rows += [_row(found["image"]["source"], lesion) for lesion in found["lesions"]]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomic(out / "findings.jsonl", "".join(lines).encode())
+    write_atomic(out / "findings.csv", text.getvalue().encode())
+
+
+def write_run(out: Path, record: dict[str, Any]) -> None:
+    """Writes run.json: the settings, bundle and counts of the whole run."""
+    write_atomic(out / "run.json", (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def is_empty(out: Path) -> bool:
+    """Whether `out` does not exist or holds nothing."""
+    return not out.exists() or (out.is_dir() and not any(os.scandir(out)))
+
+
+def _row(source: str, lesion: dict[str, Any]) -> tuple[Any, ...]:
+    sizes = (lesion[k] for k in ("area_px", "area_mm2", "long_axis_mm", "short_axis_mm"))
+    return (source, lesion["id"], lesion["score"], *lesion["box_xyxy"], *("" if v is None else v for v in sizes))

@@ -1,0 +1,170 @@
+"""`mammoseg segment`: images in, mass contours out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mammoseg.apps.batch import Outcome, run_batch
+from mammoseg.apps.boxes import read_boxes
+from mammoseg.apps.console import EXIT_INTERRUPTED, EXIT_PARTLY, ImageProgress, fail
+from mammoseg.apps.inputs import collect
+from mammoseg.apps.outputs import FORMATS, clear_results, is_empty
+from mammoseg.apps.worker import Job, Plan
+from mammoseg.bundle import open_bundle
+from mammoseg.config import with_sets
+from mammoseg.errors import UsageError
+from mammoseg.pipeline import settings_of
+
+SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5 (may be repeated)."
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the results.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="BUNDLE",
+    help="Weights bundle to use; the installed one by default.",
+)
+@click.option(
+    "--fusion",
+    type=click.Choice(["msf", "wbf", "nms", "none"]),
+    help="How the scales' boxes are fused: as the paper (msf), weighted boxes, NMS, or the last scale alone.",
+)
+@click.option("--lambda", "lam", type=float, metavar="λ", help="MSF's threshold (Eq. 1), 0 to 1; 0 keeps every box.")
+@click.option("--scales", metavar="WxH,...", help="Network input sizes, width x height, e.g. 320x640,480x960.")
+@click.option("--min-score", type=float, metavar="S", help="Operating point: report lesions with at least this score.")
+@click.option(
+    "--boxes",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Skip detection and delineate these boxes: COCO, or CSV with image,x1,y1,x2,y2[,score].",
+)
+@click.option("--formats", default="json,mask,overlay", show_default=True, metavar="LIST", help="What to write for each image.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Processes to share the images; 0 works in the main process.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a run in OUT; images done with the same settings are kept.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SETTINGS_HELP)
+@click.pass_context
+def segment(context: click.Context, inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
+    """Find and outline every mass in mammograms.
+
+    INPUT: image files or folders (searched recursively; any mix of DICOM, PNG, TIFF, JPEG, PGM), or a COCO file.
+
+    For each image a folder OUT/<name>/ with findings.json, mask.png and overlay.png; for all together findings.jsonl,
+    findings.csv, run.json and index.html, a contact sheet to open in a browser.
+
+    Exit code 0: all images processed; 3: some were rejected or failed (the reason is in their findings); 2: wrong usage.
+
+    Research software, not for clinical use.
+    """
+    jobs, plan, skipped = _prepare(inputs, out, weights, options)
+    outcome = run_with_progress(jobs, plan, options["workers"], options["resume"], skipped)
+    click.echo(summary_line(outcome, skipped, out))
+    return 0 if outcome.count("processed") == len(jobs) else EXIT_PARTLY
+
+
+def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: dict[str, Any]) -> tuple[list[Job], Plan, int]:
+    formats = parse_formats(options["formats"])
+    if options["resume"] and options["overwrite"]:
+        raise UsageError("--resume and --overwrite exclude each other")
+    bundle = open_bundle(weights)
+    config = with_sets(settings_of(bundle), option_sets(options))
+    if not is_empty(out) and not (options["resume"] or options["overwrite"]):
+        raise UsageError(
+            f"{out} is not empty: add --resume to go on with it, --overwrite to replace it, or name another folder"
+        )
+    found = collect(inputs, exclude=out)
+    extra: dict[str, Any] = {}
+    jobs = [Job(image) for image in found.images]
+    if options["boxes"] is not None:
+        given = read_boxes(options["boxes"])
+        extra = {"boxes_sha256": given.sha256}
+        jobs = [Job(i, b) for i, b in zip(found.images, given.assign([i.source for i in found.images]), strict=True)]
+    if options["overwrite"] and out.exists():
+        clear_results(out)
+    return jobs, Plan(bundle.directory, config, out, formats, extra), len(found.skipped)
+
+
+def run_with_progress(jobs: Sequence[Job], plan: Plan, workers: int, resume: bool = False, skipped: int = 0) -> Outcome:
+    """Runs the batch, showing progress and a line for each image that was not processed; Ctrl-C ends it cleanly."""
+    done = 0
+    try:
+        with ImageProgress(len(jobs)) as bar:
+
+            def report(job: Job, summary: dict[str, Any]) -> None:
+                nonlocal done
+                done += 1
+                if summary["status"] != "processed":
+                    bar.say(f"{summary['status']}: {job.image.source}: {summary['reason']}")
+                bar.advance()
+
+            return run_batch(jobs, plan, workers, resume, report, skipped)
+    except KeyboardInterrupt:
+        fail(f"interrupted, {done} of {len(jobs)} images are done; the same command with --resume goes on", EXIT_INTERRUPTED)
+
+
+def summary_line(outcome: Outcome, skipped: int, out: Path) -> str:
+    """The run in one line."""
+    hits = sum(s["lesions"] > 0 for s in outcome.summaries)
+    parts = [
+        f"{_plural(len(outcome.jobs), 'image')}: {outcome.count('processed')} processed",
+        f"{_plural(outcome.lesions, 'mass', 'masses')} in {hits}",
+    ]
+    parts += [f"{outcome.count(s)} {s}" for s in ("rejected", "failed") if outcome.count(s)]
+    parts += [f"{outcome.resumed} kept from before"] if outcome.resumed else []
+    parts += [f"{_plural(skipped, 'file')} skipped"] if skipped else []
+    return f"{', '.join(parts)}. Open {out / 'index.html'}"
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """The formats of a comma-separated list, in our order; json is always among them."""
+    wanted = {t.strip() for t in text.split(",") if t.strip()}
+    unknown = wanted - set(FORMATS)
+    if unknown:
+        raise UsageError(f"--formats: {sorted(unknown)[0]!r} is not known; known here: {', '.join(FORMATS)}")
+    return tuple(f for f in FORMATS if f in wanted or f == "json")
+
+
+def option_sets(options: dict[str, Any]) -> list[str]:
+    """The options that change settings, as `key=value`; --set comes last and wins."""
+    sets = []
+    for key, option in (("fusion.method", "fusion"), ("fusion.lam", "lam"), ("fusion.lesion_score_min", "min_score")):
+        if options[option] is not None:
+            sets.append(f"{key}={json.dumps(options[option])}")
+    if options["scales"] is not None:
+        sets.append(f"detection.scales={json.dumps(parse_scales(options['scales']))}")
+    return [*sets, *options["sets"]]
+
+
+def parse_scales(text: str) -> list[tuple[int, int]]:
+    """Scales as written, width x height, to (H, W).
+
+    >>> parse_scales("160x320,256x512")
+    [(320, 160), (512, 256)]
+    """
+    out = []
+    for part in text.replace("×", "x").split(","):
+        width, x, height = part.strip().lower().partition("x")
+        if not x or not width.isdecimal() or not height.isdecimal():
+            raise UsageError(f"--scales: expected WIDTHxHEIGHT,... such as 320x640,480x960, got {part.strip()!r}")
+        if int(width) % 32 or int(height) % 32 or not int(width) or not int(height):
+            raise UsageError(f"--scales: width and height must be multiples of 32, got {part.strip()}")
+        out.append((int(height), int(width)))
+    return out
+
+
+def _plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,126 @@
+"""`mammoseg train` and `mammoseg bundle`: from data to weights, and from weights to a bundle."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+
+from mammoseg.config import load_toml, with_sets
+from mammoseg.errors import ConfigError, UsageError
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+@click.group()
+def train() -> None:
+    """Train the detector or the segmenter on data of your own (needs mammoseg[train])."""
+
+
+def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--data", required=True, metavar="DATASET", help="KIND:PATH, or a path whose kind is recognised."),
+        click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the run."),
+        click.option("--config", type=_FILE, metavar="TOML", help="Settings that differ from the defaults (the paper's)."),
+        click.option("--fold", type=_FILE, metavar="JSON", help="Which patients to train and to validate on."),
+        click.option("--init", type=_FOLDER, metavar="MODEL", help="Model directory or bundle to start from (fine-tuning)."),
+        click.option("--resume", is_flag=True, help="Go on with the run in OUT, to the same curve as if never stopped."),
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting (may be repeated)."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@train.command("detector")
+@_training_options
+def train_detector(**options: Any) -> None:
+    """Train a mass detector on images with boxes.
+
+    Writes OUT/model (for `mammoseg bundle make`), checkpoints and the curve (also for TensorBoard).
+    """
+    _train("detector", options)
+
+
+@train.command("segmenter")
+@_training_options
+def train_segmenter(**options: Any) -> None:
+    """Train a mass segmenter on images with masks.
+
+    Writes OUT/model (for `mammoseg bundle make`), checkpoints and the curve (also for TensorBoard).
+    """
+    _train("segmenter", options)
+
+
+@click.group()
+def bundle() -> None:
+    """Make weights bundles, which `mammoseg segment --weights` uses."""
+
+
+@bundle.command("make")
+@click.option("--detector", required=True, type=_FOLDER, metavar="MODEL", help="OUT/model of `mammoseg train detector`.")
+@click.option("--segmenter", required=True, type=_FOLDER, metavar="MODEL", help="OUT/model of `mammoseg train segmenter`.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.")
+@click.option("--name", help="Name of the bundle; OUT's by default.")
+@click.option("--metrics", type=_FILE, metavar="JSON", help="Results to keep in the bundle, such as evaluation figures.")
+@click.option("--image", "images", multiple=True, type=_FILE, help="Mammogram to measure parity on (may be repeated).")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Setting to ship, e.g. fusion.lesion_score_min=0.2.")
+def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
+    """Make a bundle from a trained detector and a trained segmenter.
+
+    The networks are exported, stored small, and compared with the trained ones; the figures go into metrics.json.
+    """
+    _need_torch()
+    from mammoseg.config import to_dict
+    from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
+    from mammoseg.pipeline import PipelineConfig
+
+    pipeline = to_dict(with_sets(PipelineConfig(), options["sets"]))
+    metrics = _read_metrics(options["metrics"])
+    chosen = BundleOptions(options["name"] or out.resolve().name, pipeline, metrics=metrics, images=options["images"])
+    result = make_bundle(detector, segmenter, out, chosen)
+    size = sum(result["bytes"].values()) / 1e6
+    click.echo(
+        f"{out}: networks {size:.1f} MB; mask Dice with the trained network {result['parity']['segmenter_mask_dice_mean']:.4f}"
+    )
+
+
+def _train(kind: str, options: dict[str, Any]) -> None:
+    _need_torch()
+    module = importlib.import_module(f"mammoseg.experiments.train_{kind}")
+    config_class = getattr(module, f"{kind.capitalize()}TrainConfig")
+    config = load_toml(config_class, options["config"], options["sets"]) if options["config"] else None
+    config = config or with_sets(config_class(), options["sets"])
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    function = getattr(module, f"train_{kind}")
+    model = function(config, options["data"], options["out"], options["fold"], options["init"], options["resume"])
+    click.echo(f"trained model in {model}")
+
+
+def _need_torch() -> None:
+    missing = [m for m in ("torch", "lightning_fabric") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise ConfigError(f"training needs {' and '.join(missing)}, which are not installed: pip install 'mammoseg[train]'")
+
+
+def _read_metrics(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(metrics, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return metrics

@@ -1,0 +1,93 @@
+"""One process of the batch engine: loads the pipeline once, then works through the images it is sent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mammoseg.apps.boxes import to_detections
+from mammoseg.apps.inputs import InputImage
+from mammoseg.apps.outputs import write_image
+from mammoseg.errors import DecodeError, ImageError, MammosegError, UsageError
+from mammoseg.io.load import load_mammogram
+from mammoseg.pipeline import Pipeline, PipelineConfig, load
+from mammoseg.types import Findings, Mammogram
+
+DEBUG_VARIABLE = "MAMMOSEG_DEBUG"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker of a run knows. extra: added to the provenance (for example the hash of the boxes file)."""
+
+    bundle: Path
+    config: PipelineConfig
+    out: Path
+    formats: tuple[str, ...]
+    extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image. boxes: f64[N, 5] to delineate, or None to detect."""
+
+    image: InputImage
+    boxes: NDArray[np.float64] | None = None
+
+
+def process(pipeline: Pipeline, job: Job, plan: Plan) -> Findings:
+    """Analyses one image and writes its folder. Whatever is wrong with the image becomes a status with a reason."""
+    mammogram: Mammogram | None = None
+    path, source = job.image.path, job.image.source
+    try:
+        mammogram = load_mammogram(path, source)
+        boxes = None if job.boxes is None else to_detections(job.boxes, mammogram.size)
+        findings = pipeline.analyze(mammogram, boxes)
+    except (ImageError, UsageError) as error:
+        mammogram, findings = None, pipeline.unusable(path, source, error)
+    except Exception as error:  # one bad file never stops a batch
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        reason = f"unexpected {type(error).__name__} while analysing; set {DEBUG_VARIABLE}=1 to see where"
+        mammogram, findings = None, pipeline.unusable(path, source, DecodeError(reason))
+    write_image(plan.out / job.image.folder, findings, mammogram, plan.formats)
+    return findings
+
+
+def open_pipeline(plan: Plan) -> Pipeline:
+    """The pipeline as a run of this plan uses it."""
+    pipeline = load(plan.bundle, config=plan.config)
+    pipeline.provenance.update(plan.extra)
+    return pipeline
+
+
+def work(connection: Connection, plan: Plan) -> None:
+    """The main loop of a worker process. Receives jobs, answers ("done", summary) or ("error", message); None ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    if plan.config.runtime.threads:
+        cv2.setNumThreads(plan.config.runtime.threads)
+    try:
+        pipeline = open_pipeline(plan)
+        connection.send(("ready", None))
+        while (job := connection.recv()) is not None:
+            connection.send(("done", summarise(process(pipeline, job, plan))))
+    except (MammosegError, OSError) as error:
+        if not isinstance(error, (BrokenPipeError, ConnectionError)):
+            connection.send(("error", str(error)))
+    except EOFError:  # the parent is gone
+        pass
+
+
+def summarise(findings: Findings) -> dict[str, Any]:
+    """What the parent needs of one image's findings."""
+    return {"status": findings.status, "reason": findings.reason, "lesions": len(findings.lesions)}

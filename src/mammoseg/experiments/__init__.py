@@ -1,0 +1,1 @@
+"""Cross-validation, ablations, the published protocol, and making bundles."""

@@ -1,0 +1,96 @@
+"""Two trained networks to one bundle: graphs, small weights, card, record, and proof that nothing was lost on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mammoseg import __version__
+from mammoseg.bundle import FORMAT, State, WeightType, save_weights, write_sums
+from mammoseg.config import from_dict, to_dict
+from mammoseg.errors import UsageError
+from mammoseg.experiments.card import write_card
+from mammoseg.experiments.export import export_graph
+from mammoseg.experiments.parity import measure_parity
+from mammoseg.pipeline import PipelineConfig
+from mammoseg.runtime.torch_runtime import build
+from mammoseg.training.checkpoint import Model, load_model
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """name: of the bundle. pipeline: its settings, what differs from the defaults (operating point, fusion, scales).
+
+    detector_weights, segmenter_weights: how parameters are stored. metrics: results to keep in metrics.json, JSON-able.
+    images: mammograms to measure parity on; phantoms where there are none.
+    """
+
+    name: str = "mammoseg"
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    detector_weights: WeightType = "float16"
+    segmenter_weights: WeightType = "int8"
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    images: Sequence[Path] = ()
+
+
+def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: BundleOptions | None = None) -> dict[str, Any]:
+    """Writes a bundle to `out` from two model directories (`model.json`, `model.safetensors`); returns its metrics.
+
+    Raises `UsageError` where `out` is not empty or a directory holds the wrong kind of model, `BundleError` where a network
+    cannot be exported.
+    """
+    chosen = options or BundleOptions()
+    settings = from_dict(PipelineConfig, chosen.pipeline, "pipeline")
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty; name another folder for the bundle")
+    models = {"detector": load_model(detector_dir), "segmenter": load_model(segmenter_dir)}
+    stored: dict[str, WeightType] = {"detector": chosen.detector_weights, "segmenter": chosen.segmenter_weights}
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, model in models.items():
+        if model.kind != kind:
+            raise UsageError(f"expected a {kind} among the two model directories, got a {model.kind}")
+        state: State = {k: v.numpy() for k, v in model.state.items()}
+        network = build(kind, model.config, state)
+        channels = int(next(v for v in network.state_dict().values() if v.ndim == 4).shape[1])
+        (out / f"{kind}.onnx").write_bytes(export_graph(network, channels).SerializeToString(deterministic=True))
+        save_weights(out / f"{kind}.safetensors", state, stored[kind])
+    networks = {kind: {"config": m.config, "spec": m.spec, "weights": stored[kind]} for kind, m in models.items()}
+    config = {
+        "format": FORMAT,
+        "name": chosen.name,
+        "made_with": f"mammoseg {__version__}",
+        "networks": networks,
+        "pipeline": to_dict(settings),
+    }
+    _write_json(out / "config.json", config)
+    _write_json(out / "training.json", training_record(models))
+    sizes = {f"{kind}.{end}": (out / f"{kind}.{end}").stat().st_size for kind in models for end in ("onnx", "safetensors")}
+    metrics: dict[str, Any] = {"bytes": sizes, **chosen.metrics}
+    _write_json(out / "metrics.json", metrics)
+    write_card(out / "card.md", config, metrics, models)
+    write_sums(out)
+    metrics["parity"] = measure_parity(out, {k: (m.config, m.state) for k, m in models.items()}, chosen.images)
+    _write_json(out / "metrics.json", metrics)
+    write_card(out / "card.md", config, metrics, models)
+    write_sums(out)
+    return metrics
+
+
+def training_record(models: Mapping[str, Model]) -> dict[str, Any]:
+    """training.json: which images and patients were trained on (as hashes), and each network's own record."""
+    images: set[str] = set()
+    patients: set[str] = set()
+    records: dict[str, Any] = {}
+    for kind, model in models.items():
+        record = dict(model.record)
+        images.update(record.pop("image_sha256", ()), record.pop("files_sha256", ()))
+        patients.update(record.pop("patient_sha256", ()), record.pop("patients_sha256", ()))
+        records[kind] = record
+    return {"image_sha256": sorted(images), "patient_sha256": sorted(patients), "networks": records}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

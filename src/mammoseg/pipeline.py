@@ -1,0 +1,131 @@
+"""From a native full mammogram to the contour of every mass in it, without user intervention (the paper's Sect. 3).
+
+Masses are detected at several scales of the whole image, the detections of all scales are fused, each fused box is cut
+out and delineated by the segmentation network, and the contours are put back into the native image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mammoseg.bundle import Bundle, hash_if_readable, open_bundle
+from mammoseg.config import from_dict, to_dict, with_sets
+from mammoseg.detection.predictor import Detector, DetectorSpec
+from mammoseg.errors import ImageError, NotAMammogramError
+from mammoseg.fusion import FusionConfig, candidates, fuse
+from mammoseg.io.load import load_array, load_mammogram
+from mammoseg.provenance import describe_run
+from mammoseg.reconstruction import ReconstructionConfig, reconstruct
+from mammoseg.runtime import RuntimeConfig, load_network
+from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec
+from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, Size, Spacing
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """scales: (H, W) each, small first; none means the detector's own. score_min: boxes below it are not looked at further."""
+
+    scales: tuple[Size, ...] = ()
+    score_min: float = 0.005
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """All settings; a bundle's config.json gives the values that suit its networks."""
+
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+class Pipeline:
+    """The whole method with loaded networks; one image at a time, the same result every time."""
+
+    def __init__(self, detector: Detector, segmenter: Segmenter, config: PipelineConfig, bundle: Bundle) -> None:
+        self.detector = detector
+        self.segmenter = segmenter
+        self.config = config
+        self.bundle = bundle
+        self.provenance = describe_run(bundle, to_dict(settings_of(bundle)), to_dict(config))
+
+    def analyze(self, mammogram: Mammogram, boxes: Detections | None = None) -> Findings:
+        """The masses of one mammogram. boxes: given boxes to delineate instead of detecting (native frame)."""
+        if boxes is None:
+            per_scale = self.detector.detect(mammogram, self.config.detection.scales or None, self.config.detection.score_min)
+            found = fuse(per_scale, self.config.fusion)
+        else:
+            per_scale, found = [Detections.empty(mammogram.size)], boxes.best_first()
+        masks = self.segmenter.segment(mammogram, found.boxes)
+        lesions = reconstruct(masks, found, mammogram, self.config.reconstruction)
+        everything = candidates(_as_detections(lesions, mammogram.size), per_scale, self.config.fusion)
+        return Findings(self._image_info(mammogram), "processed", None, lesions, everything, self.provenance)
+
+    def analyze_file(self, path: Path | str, source: str | None = None) -> Findings:
+        """The masses in an image file; a file that cannot be used gives findings with its status and reason.
+
+        source: the name shown to people, the file's own by default.
+        """
+        file, name = Path(path), source or Path(path).name
+        try:
+            return self.analyze(load_mammogram(file, name))
+        except ImageError as error:
+            return self.unusable(file, name, error)
+
+    def analyze_array(self, pixels: NDArray[Any], spacing_mm: Spacing | None = None) -> Findings:
+        """The masses in an array [H, W], bright = dense. spacing_mm: (row, column). Raises `ImageError` for no mammogram."""
+        return self.analyze(load_array(pixels, spacing_mm))
+
+    def unusable(self, path: Path, source: str, error: Exception) -> Findings:
+        """Findings that say why a file was not processed."""
+        status = "rejected" if isinstance(error, NotAMammogramError) else "failed"
+        digest = hash_if_readable(path)
+        info = ImageInfo(source, file_sha256=digest, seen_in_training=self.bundle.has_seen(digest))
+        return Findings(info, status, str(error), provenance=self.provenance)
+
+    def _image_info(self, m: Mammogram) -> ImageInfo:
+        return ImageInfo(
+            m.source or m.image_id,
+            m.size[0],
+            m.size[1],
+            m.spacing_mm,
+            m.spacing_source,
+            m.laterality,
+            m.view_position,
+            m.file_sha256,
+            self.bundle.has_seen(m.file_sha256),
+        )
+
+
+def load(bundle: Path | str | None = None, sets: Iterable[str] = (), config: PipelineConfig | None = None) -> Pipeline:
+    """A pipeline ready to use. bundle: a directory, the installed weights by default.
+
+    sets: `key=value` changes of the bundle's settings, such as "fusion.method=wbf". config: all settings at once.
+    Raises `BundleError` or `ConfigError`.
+    """
+    opened = open_bundle(bundle)
+    settings = config or with_sets(settings_of(opened), sets)
+    networks = opened.config["networks"]
+    detector, segmenter = (load_network(opened.directory, name, settings.runtime) for name in ("detector", "segmenter"))
+    return Pipeline(
+        Detector(detector, from_dict(DetectorSpec, networks["detector"]["spec"])),
+        Segmenter(segmenter, from_dict(SegmenterSpec, networks["segmenter"]["spec"])),
+        settings,
+        opened,
+    )
+
+
+def settings_of(bundle: Bundle) -> PipelineConfig:
+    """The settings a bundle comes with."""
+    return from_dict(PipelineConfig, bundle.config.get("pipeline", {}), "pipeline")
+
+
+def _as_detections(lesions: tuple[Lesion, ...], size: Size) -> Detections:
+    boxes = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
+    return Detections(boxes, np.array([lesion.score for lesion in lesions], dtype=np.float64), size, "lesions")

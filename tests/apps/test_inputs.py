@@ -1,0 +1,108 @@
+"""Which files are taken, what they are called, where their results go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mammoseg.apps.boxes import read_boxes, to_detections
+from mammoseg.apps.inputs import collect, result_folders
+from mammoseg.errors import NotAnImageError, UsageError
+
+
+def _png(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.zeros((4, 4), np.uint8))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sources", "folders"),
+    [
+        (["a.dcm", "b.png"], ["a", "b"]),
+        (["x/a.png", "y/b.png"], ["a", "b"]),
+        (["x/a.png", "y/a.png", "b.png"], ["x/a", "y/a", "b"]),
+        (["a.dcm", "a.png"], ["a.dcm", "a.png"]),
+        (["x/a.dcm", "x/a.png", "y/a.png"], ["x/a.dcm", "x/a.png", "y/a"]),
+        (["1.2.840.5", "1.2.840.6"], ["1.2.840.5", "1.2.840.6"]),  # what follows a dot is no extension here
+        (["a.PNG", "A.dcm"], ["a.PNG", "A.dcm"]),
+        (["a/x.png", "A/x.png"], ["a/x.png_1", "A/x.png_2"]),  # some file systems take these for one
+        (["index.html.dcm", "b.png"], ["index.html.dcm", "b"]),
+        ([".png.png"], [".png"]),
+    ],
+)
+def test_result_folders(sources: list[str], folders: list[str]) -> None:
+    assert result_folders(sources) == folders
+    assert len({f.casefold() for f in folders}) == len(folders)
+
+
+def test_folders_are_recursed_and_what_is_no_image_is_skipped(tmp_path: Path) -> None:
+    _png(tmp_path / "in/b.png"), _png(tmp_path / "in/sub/a.png"), _png(tmp_path / "in/.hidden/c.png")
+    _png(tmp_path / "in/out/mask.png")
+    (tmp_path / "in/notes.txt").write_text("some words")
+    found = collect([tmp_path / "in"], exclude=tmp_path / "in/out")
+    assert [(i.source, i.folder) for i in found.images] == [("b.png", "b"), ("sub/a.png", "a")]
+    assert found.skipped == ("notes.txt",)
+
+
+def test_equal_names_from_several_places_stay_apart_and_a_file_named_twice_is_one(tmp_path: Path) -> None:
+    a, b = _png(tmp_path / "a/x.png"), _png(tmp_path / "b/x.png")
+    found = collect([a, b, tmp_path / "a"])
+    assert [(i.source, i.folder) for i in found.images] == [("a/x.png", "a/x"), ("b/x.png", "b/x")]
+
+
+def test_what_is_named_must_be_there_and_be_an_image(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file or folder"):
+        collect([tmp_path / "nothing.png"])
+    (tmp_path / "notes.txt").write_text("some words")
+    with pytest.raises(NotAnImageError, match=r"notes\.txt"):
+        collect([tmp_path / "notes.txt"])
+    with pytest.raises(UsageError, match=r"no images found .*1 files skipped"):
+        collect([tmp_path])
+
+
+def test_boxes_from_csv_and_coco_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("image,x1,y1,x2,y2,score\na.png,1,2,11.5,22,0.5\nb/c.png,0,0,4,4,\n")
+    (tmp_path / "b.json").write_text(
+        '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b/c.png"}], "annotations": ['
+        '{"image_id": 1, "bbox": [1, 2, 10.5, 20], "score": 0.5}, {"image_id": 2, "bbox": [0, 0, 4, 4]}]}'
+    )
+    first, second = (read_boxes(tmp_path / name) for name in ("b.csv", "b.json"))
+    for given in (first, second):
+        boxes = given.assign(["c.png", "x/a.png", "other.png"])
+        assert [b.tolist() for b in boxes] == [[[0, 0, 4, 4, 1]], [[1, 2, 11.5, 22, 0.5]], []]
+    assert first.sha256 != second.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,x1,y1\n", "missing: x2, y2"),
+        ("image,x1,y1,x2,y2\na,1,2,three,4\n", "line 2: expected numbers"),
+        ("image,x1,y1,x2,y2\na,5,2,3,4\n", "line 2: expected x1 < x2"),
+        ("image,x1,y1,x2,y2\na,nan,2,3,4\n", "line 2: expected x1 < x2"),
+        ('{"images": []}', "expected COCO"),
+    ],
+)
+def test_boxes_that_are_wrong_say_where(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "b").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_boxes(tmp_path / "b")
+
+
+def test_boxes_that_fit_no_image_or_several(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("image,x1,y1,x2,y2\nx.png,1,2,3,4\n")
+    given = read_boxes(tmp_path / "b.csv")
+    with pytest.raises(UsageError, match="no image named there"):
+        given.assign(["y.png"])
+    with pytest.raises(UsageError, match="fits 2 images"):
+        given.assign(["a/x.png", "b/x.png"])
+
+
+def test_given_boxes_are_cut_to_the_image() -> None:
+    found = to_detections(np.array([[-5, -5, 5, 5, 0.4], [90, 90, 120, 120, 1.0], [200, 0, 210, 10, 1.0]]), (100, 100))
+    assert found.boxes.tolist() == [[90, 90, 100, 100], [0, 0, 5, 5]]
+    assert found.scores.tolist() == [1.0, 0.4]
