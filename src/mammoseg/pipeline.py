@@ -34,6 +34,10 @@ class DetectionConfig:
     scales: tuple[Size, ...] = ()
     score_min: float = 0.005
 
+    def __post_init__(self) -> None:
+        if any(side < 32 or side % 32 for size in self.scales for side in size):
+            raise ValueError(f"scales: expected sides that are multiples of 32, got {self.scales}")
+
 
 @dataclass(frozen=True)
 class PipelineConfig:

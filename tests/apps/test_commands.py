@@ -1,0 +1,118 @@
+"""The commands beside `segment`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mammoseg import __version__
+from mammoseg.apps.cli import cli
+from mammoseg.apps.cli_reference import reference
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def test_info_says_what_is_installed(tiny_bundle: Path) -> None:
+    result = run("info", "--weights", tiny_bundle)
+    assert result.exit_code == 0, result.output
+    for words in (__version__, "openvino", "(default)", "tiny", "unetpp", "msf", "1 patients"):
+        assert words in result.stdout
+    assert "CC BY 3.0" in run("info", "--weights", tiny_bundle, "--card").stdout
+
+
+def test_an_altered_bundle_is_one_line_and_code_1(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    (copy / "card.md").write_text("changed")
+    for command in (["info"], ["segment", tiny_bundle / "card.md", "--out", tmp_path / "out"]):
+        result = run(*command, "--weights", copy)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "card.md was altered" in result.stderr
+
+
+def test_phantom_datasets_and_evaluate_go_together(tiny_bundle: Path, tmp_path: Path) -> None:
+    made = run("phantom", "--out", tmp_path / "exams", "--format", "png", "--count", "1", "--seed", "3")
+    assert made.exit_code == 0, made.output
+    assert made.stdout.startswith("4 images with ")
+    assert run("phantom", "--out", tmp_path / "exams").exit_code == 2
+    checked = run("datasets", "check", f"phantom:{tmp_path / 'exams'}")
+    assert checked.exit_code == 0, checked.output
+    assert "4 images of 1 patients" in checked.stdout
+    assert "LCC 1, LMLO 1, RCC 1, RMLO 1" in checked.stdout
+    arguments = ["--out", tmp_path / "out", "--weights", tiny_bundle, "--workers", "0", "--formats", "json,mask"]
+    assert run("segment", tmp_path / "exams/images", *arguments).exit_code == 0
+    truth = f"phantom:{tmp_path / 'exams'}"
+    result = run("evaluate", tmp_path / "out", "--truth", truth, "--resamples", "20", "--out", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    assert "4 images of 1 patients (4 processed" in result.stdout
+    assert (tmp_path / "report/evaluation.html").is_file()
+    printed = run("evaluate", tmp_path / "out", "--truth", truth, "--resamples", "0", "--json")
+    assert json.loads(printed.stdout)["counts"]["n_images"] == 4
+    assert run("evaluate", tmp_path / "out", "--truth", truth, "--out", tmp_path / "report").exit_code == 2
+
+
+def test_evaluate_and_datasets_name_what_is_wrong(tmp_path: Path) -> None:
+    result = run("evaluate", tmp_path, "--truth", "nosuch:kind")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "unknown kind 'nosuch'" in result.stderr
+    assert "coco" in run("datasets", "list").stdout
+    assert run("datasets", "check", tmp_path).exit_code == 1
+
+
+def test_demo_shows_what_it_found_and_what_to_open(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = run("demo", "--weights", tiny_bundle, "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    assert all(view in result.stdout for view in ("RCC", "LCC", "RMLO", "LMLO"))
+    assert "index.html" in result.stdout
+    assert len(list((tmp_path / "demo/exam/images").glob("*.dcm"))) == 4
+    assert len(list((tmp_path / "demo/results").glob("*/overlay.png"))) == 4
+    assert (tmp_path / "demo/results/index.html").is_file()
+    refused = run("demo", "--weights", tiny_bundle, "--out", tmp_path / "demo")
+    assert (refused.exit_code, "--overwrite" in refused.stderr) == (2, True)
+
+
+def test_bundle_make(model_directories: tuple[Path, Path], tmp_path: Path) -> None:
+    detector, segmenter = model_directories
+    (tmp_path / "metrics.json").write_text('{"ap50": 0.5}')
+    result = run(
+        *("bundle", "make", "--detector", detector, "--segmenter", segmenter, "--out", tmp_path / "made"),
+        *("--metrics", tmp_path / "metrics.json", "--set", "fusion.lesion_score_min=0.25"),
+    )
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "made/config.json").read_text())
+    assert (config["name"], config["pipeline"]["fusion"]["lesion_score_min"]) == ("made", 0.25)
+    assert json.loads((tmp_path / "made/metrics.json").read_text())["ap50"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_training_names_a_wrong_setting(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    result = run("train", kind, "--data", "coco:x.json", "--out", tmp_path / "run", "--set", "training.stpes=3")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "did you mean 'training.steps'" in result.stderr
+
+
+def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mammoseg.apps.data_commands as module
+
+    def broken() -> dict[str, str]:
+        raise RuntimeError("a fault\nof two lines")
+
+    monkeypatch.setattr(module, "list_kinds", broken)
+    monkeypatch.delenv("MAMMOSEG_DEBUG", raising=False)
+    result = run("datasets", "list")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "RuntimeError: a fault of two lines (set MAMMOSEG_DEBUG=1" in result.stderr
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    assert (REPOSITORY / "docs/cli.md").read_text(encoding="utf-8") == reference()

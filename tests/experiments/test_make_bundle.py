@@ -1,0 +1,73 @@
+"""Making a bundle from trained models: what it holds, that nothing is lost, that torch reads it back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mammoseg.bundle import open_bundle
+from mammoseg.errors import ConfigError, UsageError
+
+torch = pytest.importorskip("torch")
+
+
+def test_a_bundle_is_complete_and_describes_itself(tiny_bundle: Path) -> None:
+    opened = open_bundle(tiny_bundle)
+    assert opened.name == "tiny"
+    assert opened.training["image_sha256"] == ["0" * 64]
+    assert opened.training["patient_sha256"] == ["1" * 64]
+    assert opened.has_seen("0" * 64) is True
+    assert opened.metrics["note"] == "random weights"
+    parity = opened.metrics["parity"]
+    assert parity["images"] == parity["images_with_equal_lesion_count"] == 2
+    assert 0 < parity["detector_probability_difference"] < 0.05
+    assert 0.9 < parity["segmenter_mask_dice_mean"] <= 1
+    for words in ("CC BY 3.0", "CC BY 4.0", "Not a medical device", "int8", "float16", "random weights"):
+        assert words in opened.card
+    assert "/" not in json.dumps(opened.config)
+    assert opened.metrics["bytes"]["detector.onnx"] < 200_000
+
+
+def test_torch_reads_the_bundle_back_to_go_on_training(tiny_bundle: Path, model_directories: tuple[Path, Path]) -> None:
+    from mammoseg.runtime.torch_runtime import build
+    from mammoseg.training.checkpoint import load_model
+
+    opened = open_bundle(tiny_bundle)
+    for kind, folder in zip(("detector", "segmenter"), model_directories, strict=True):
+        state = opened.state(kind)
+        network = build(kind, opened.config["networks"][kind]["config"], state)
+        trained = load_model(folder).state
+        assert set(state) == set(trained)
+        for key, value in network.state_dict().items():
+            expected = trained[key]
+            tolerance = float(expected.abs().max()) / (254 if kind == "segmenter" else 1024) if expected.ndim > 1 else 0.0
+            assert float((value - expected).abs().max()) <= tolerance * 1.0001, key
+
+
+def test_what_cannot_become_a_bundle_is_refused(
+    model_directories: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
+
+    detector, segmenter = model_directories
+    with pytest.raises(UsageError, match="is not empty"):
+        make_bundle(detector, segmenter, tiny_bundle)
+    with pytest.raises(UsageError, match="expected a detector among the two model directories, got a segmenter"):
+        make_bundle(segmenter, detector, tmp_path / "swapped")
+    with pytest.raises(ConfigError, match=r"did you mean 'pipeline\.fusion'"):
+        make_bundle(detector, segmenter, tmp_path / "settings", BundleOptions(pipeline={"fuson": {}}))
+
+
+def test_export_keeps_equal_parameters_apart(tmp_path: Path) -> None:
+    """A fresh batch norm has equal tensors, which the exporter would join, and with them their names."""
+    from mammoseg.experiments.export import export_graph
+    from mammoseg.runtime.graph import needed_parameters
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    names = set(needed_parameters(export_graph(network)))
+    assert names == {k for k in before if not k.endswith("num_batches_tracked")}
+    assert all(np.array_equal(v, before[k]) for k, v in network.state_dict().items()), "the network itself was changed"

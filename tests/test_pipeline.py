@@ -1,0 +1,84 @@
+"""The pipeline from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import mammoseg
+from mammoseg.errors import BundleError, ConfigError, NotAMammogramError, UsageError
+from mammoseg.io.findings_json import findings_to_json
+
+
+def test_three_lines(tiny_bundle: Path, small_exams: Path) -> None:
+    image = sorted(small_exams.iterdir())[0]
+    pipeline = mammoseg.load(tiny_bundle)
+    findings = pipeline.analyze_file(image)
+    assert findings.status == "processed"
+    assert [lesion.id for lesion in findings.lesions] == list(range(1, len(findings.lesions) + 1))
+    assert findings.lesions
+    assert findings.image.source == image.name
+    again = pipeline.analyze_file(image)
+    assert findings_to_json(again) == findings_to_json(findings)
+
+
+def test_an_array_gives_what_its_file_gives(tiny_bundle: Path, small_exams: Path) -> None:
+    image = sorted(small_exams.iterdir())[1]
+    pipeline = mammoseg.load(tiny_bundle)
+    from_file = pipeline.analyze_file(image)
+    from_array = pipeline.analyze_array(cv2.imread(str(image), cv2.IMREAD_UNCHANGED), spacing_mm=(0.5, 0.5))
+    assert [x.box for x in from_array.lesions] == [x.box for x in from_file.lesions]
+    assert all(lesion.area_mm2 == pytest.approx(lesion.area_px * 0.25) for lesion in from_array.lesions)
+
+
+def test_a_bad_file_is_findings_with_a_reason_and_a_missing_one_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    pipeline = mammoseg.load(tiny_bundle)
+    (tmp_path / "empty.png").write_bytes(b"")
+    failed = pipeline.analyze_file(tmp_path / "empty.png")
+    assert (failed.status, failed.lesions, failed.candidates) == ("failed", (), None)
+    assert failed.reason
+    assert failed.image.file_sha256
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((400, 300), np.uint8))
+    assert pipeline.analyze_file(tmp_path / "black.png").status == "rejected"
+    with pytest.raises(NotAMammogramError):
+        pipeline.analyze_array(np.zeros((400, 300), np.uint8))
+    with pytest.raises(UsageError, match="expected a file"):
+        pipeline.analyze_file(tmp_path / "nothing.png")
+
+
+def test_provenance_tells_what_made_the_findings(tiny_bundle: Path) -> None:
+    plain = mammoseg.load(tiny_bundle)
+    changed = mammoseg.load(tiny_bundle, ["fusion.lam=0.5", "runtime.threads=1", "detection.scales=[[128, 64]]"])
+    assert plain.provenance["overrides"] == {}
+    assert plain.provenance["settings"]["fusion"]["score_min"] == 0.05  # of the bundle
+    assert changed.provenance["overrides"] == {"fusion.lam": 0.5, "detection.scales": [[128, 64]]}
+    assert plain.provenance["bundle"] == changed.provenance["bundle"]
+    assert plain.provenance["runtime"]["name"] == "openvino"
+    assert str(tiny_bundle.parent) not in json.dumps(plain.provenance)
+
+
+def test_runtimes_find_the_same(tiny_bundle: Path, small_exams: Path) -> None:
+    pytest.importorskip("torch")
+    image = sorted(small_exams.iterdir())[0]
+    first, second = (mammoseg.load(tiny_bundle, [f"runtime.kind={k}", "runtime.threads=1"]) for k in ("openvino", "torch"))
+    a, b = first.analyze_file(image), second.analyze_file(image)
+    assert len(a.lesions) == len(b.lesions) > 0
+    for one, other in zip(a.lesions, b.lesions, strict=True):
+        assert np.abs(np.subtract(one.box, other.box)).max() <= 0.05
+        assert abs(one.score - other.score) <= 1e-3
+    assert (first.provenance["runtime"]["name"], second.provenance["runtime"]["name"]) == ("openvino", "torch")
+
+
+def test_wrong_settings_and_bundles_are_named(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'detection\.scales'"):
+        mammoseg.load(tiny_bundle, ["detection.scale=[]"])
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        mammoseg.load(tiny_bundle, ["detection.scales=[[100, 64]]"])
+    with pytest.raises(BundleError, match="no bundle at"):
+        mammoseg.load(tmp_path / "nowhere")
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        mammoseg.laod  # noqa: B018
