@@ -23,7 +23,7 @@ SMALL = PhantomConfig(size=(416, 320), normal_fraction=0.0)
 
 @pytest.fixture(scope="module")
 def exams() -> list[list[PhantomView]]:
-    return [make_exam(seed, SMALL) for seed in range(12)]
+    return [make_exam(seed, SMALL) for seed in range(6)]
 
 
 def test_equal_seeds_give_equal_views_and_others_do_not() -> None:
@@ -103,11 +103,11 @@ def test_without_its_masses_an_exam_is_the_same_elsewhere(exams: list[list[Phant
 
 def test_shapes_sizes_and_normals_vary() -> None:
     tiny = PhantomConfig(size=(104, 80))
-    exams = [make_exam(seed, tiny) for seed in range(60)]
+    exams = [make_exam(seed, tiny) for seed in range(40)]
     masses = [m for e in exams for v in e for m in v.masses]
     assert {m.attributes["shape"] for m in masses} == {"round", "oval", "lobular", "irregular", "spiculated"}
     normal = sum(not any(v.masses for v in e) for e in exams)
-    assert 3 <= normal <= 24
+    assert 2 <= normal <= 18
     diameters = [m.attributes["diameter_mm"] for m in masses]
     assert min(diameters) >= 4.6
     assert max(diameters) <= 43
@@ -116,7 +116,7 @@ def test_shapes_sizes_and_normals_vary() -> None:
 
 def test_density_brightens_the_breast() -> None:
     def mean(density: int) -> float:
-        config = PhantomConfig(size=(256, 196), density=density)
+        config = PhantomConfig(size=(160, 124), density=density)
         return float(np.mean([v.pixels[v.pixels > 400].mean() for s in range(3) for v in make_exam(s, config)]))
 
     means = [mean(d) for d in (1, 2, 3, 4)]
@@ -127,7 +127,7 @@ def test_density_brightens_the_breast() -> None:
 def test_parenchyma_falls_off_as_a_power_of_frequency() -> None:
     config = PhantomConfig(size=(1664, 1280), noise=0.0, labels=False, calcifications=False, normal_fraction=1.0, density=3)
     slopes = []
-    for seed in range(2):
+    for seed in range(1):
         view = make_exam(seed, config)[1]
         patch = view.pixels[570:1082, 60:572].astype(float)
         window = np.hanning(512)[:, None] * np.hanning(512)[None, :]
