@@ -139,13 +139,9 @@ def _tables(e: Evaluation, key: str) -> str:
     outlines = [f for f in e.figures if f.key.startswith(("dice", "hd95", "assd"))]
     rest = [f for f in e.figures if f not in detection + shown + outlines]
     level = f"{100 * e.options.level:g}% interval"
-    groups = [
-        ("Detection", detection),
-        ("Lesions as shown", shown),
-        ("Outlines", outlines),
-        ("Detection by other criteria", rest),
-    ]
-    return '<section class="tables">' + "".join(_table(t, level, g) for t, g in groups if g) + "</section>"
+    groups = [("Detection", detection), ("Outlines", outlines), ("Lesions as shown", shown)]
+    tables = "".join(_table(t, level, g) for t, g in groups if g)
+    return f'<section class="tables">{tables}</section>' + _matrix(rest, level)
 
 
 def _table(title: str, level: str, figures: Sequence[Figure]) -> str:
@@ -156,6 +152,25 @@ def _table(title: str, level: str, figures: Sequence[Figure]) -> str:
     )
     head = f"<tr><th></th><th class=num>value</th><th class=num>{level}</th><th class=num>of</th></tr>"
     return f"<div><h2>{title}</h2><table>{head}{rows}</table></div>"
+
+
+def _matrix(figures: Sequence[Figure], level: str) -> str:
+    """The same figures under several criteria: a row for each criterion."""
+    rows: dict[str, list[Figure]] = {}
+    columns: list[str] = []
+    for f in figures:
+        what, _, criterion = f.label.rpartition(", ")
+        rows.setdefault(criterion, []).append(f)
+        columns += [what] if what not in columns else []
+    head = "<tr><th>a mass is found by</th>" + "".join(f"<th class=num>{escape(c)}</th>" for c in columns) + "</tr>"
+    body = "".join(
+        f"<tr><td>{escape(criterion)}</td>"
+        + "".join(f'<td class=num>{_number(f.interval.value)}<div class="ci">{_range(f.interval)}</div></td>' for f in row)
+        + "</tr>"
+        for criterion, row in rows.items()
+    )
+    title = f"<h2>Detection by other criteria <small>with {level}</small></h2>"
+    return f'<section class="tables"><div class="wide">{title}<table>{head}{body}</table></div></section>' if rows else ""
 
 
 def _section(title: str, note: str, cases: Sequence[Case]) -> str:
@@ -213,6 +228,7 @@ header p { margin: 6px 0; } .sub { color: #66788a; } .warn { color: #b42318; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px; }
 .plots svg { width: 100%; height: auto; } figcaption { font-size: 13px; color: #52606d; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 14px; align-items: start; }
+.wide { grid-column: 1 / -1; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 td, th { padding: 4px 8px; border-bottom: 1px solid #edf1f5; text-align: left; }
 th { color: #66788a; font-weight: 600; } .num { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
