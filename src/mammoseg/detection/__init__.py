@@ -1,4 +1,7 @@
-"""Mass detection: YOLOv3 with exchangeable backbones. The registries hold "module:attribute" strings: looking up imports no torch."""
+"""Mass detection: YOLOv3 with exchangeable backbones.
+
+The registries hold "module:attribute" strings, so that looking a name up imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.config import to_dict
+from mammoseg.errors import DatasetError
 from mammoseg.io.load import load_mammogram
 from mammoseg.preprocessing.resize import FrameConfig, FrameMeasure, measure
 from mammoseg.types import Boxes, DatasetItem, FloatImage
@@ -25,7 +26,10 @@ log = logging.getLogger("mammoseg.detection")
 
 @dataclass(frozen=True, eq=False)
 class CachedImage:
-    """One image of the cache. raw: uint16[h, w], 0..65535 for 0..1; boxes: f64[N, 4] of its masses and `measured`, in this frame."""
+    """One image of the cache. raw: uint16[h, w], 0..65535 for 0..1. boxes: f64[N, 4] of its masses, in this frame.
+
+    measured: in this frame too. scale: of this frame to the native one.
+    """
 
     item: DatasetItem
     raw: NDArray[np.uint16]
@@ -42,7 +46,8 @@ class CachedImage:
 def cached_images(items: Sequence[DatasetItem], folder: Path, frame: FrameConfig, height: int = 1024) -> list[CachedImage]:
     """The images of `items`, at most `height` px high, from the cache below `folder`, which is made where it is not there.
 
-    The key is made of image ids, sizes of files, and `height`; measures are kept per `frame`. Raises what `load_mammogram` raises.
+    The key is made of image ids, sizes of files, and `height`; measures are kept per `frame`. Raises DatasetError where an
+    image has not the size its annotation says, and what `load_mammogram` raises.
     """
     key = hashlib.sha256(
         json.dumps([height, sorted((i.image_id, os.path.getsize(i.path)) for i in items)]).encode()
@@ -84,7 +89,8 @@ def _write_pixels(
     def write(i: int) -> None:
         pixels = load_mammogram(Path(items[i].path)).pixels
         if pixels.shape != items[i].annotation.size:
-            raise ValueError(f"{items[i].image_id}: the image is {pixels.shape}, its annotation says {items[i].annotation.size}")
+            said = items[i].annotation.size
+            raise DatasetError(f"{items[i].image_id}: the image is {pixels.shape} (H, W), its annotation says {said}")
         h, w = shapes[i]
         small = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_AREA)
         flat[offsets[i] : offsets[i] + h * w] = np.round(small.clip(0, 1) * 65535).astype(np.uint16).ravel()

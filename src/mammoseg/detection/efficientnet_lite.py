@@ -55,9 +55,11 @@ def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, folded: bool) ->
             1  # "SAME" on even sizes begins one later than symmetric padding: pad one more, drop the first row and column
         )
     if folded:
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = conv.weight * scale[:, None, None, None]
-        y = F.conv2d(x, weight, norm.bias - norm.running_mean * scale, stride, padding, 1, conv.groups)  # type: ignore[operator]
+        y = F.conv2d(x, weight, norm.bias - norm.running_mean * scale, stride, padding, 1, conv.groups)
         return y[:, :, 1:, 1:] if stride == 2 else y
     y = F.conv2d(x, conv.weight, None, stride, padding, 1, conv.groups)
     normed: Tensor = norm(y[:, :, 1:, 1:] if stride == 2 else y)

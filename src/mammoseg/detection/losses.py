@@ -19,8 +19,8 @@ EXP_LIMIT = 4.0
 class LossConfig:
     """kind: "published" or "dense". ignore_iou: a prediction this good counts as no background. The rest is for "dense":
 
-    box: "giou" or "ciou"; box_weight, class_weight: relative to objectness; focus: exponent of the focal weight; quality: how much of
-    an objectness target is the IoU of the predicted box (0: always 1); ratio_max: see `assign_dense`.
+    box: "giou" or "ciou"; box_weight, class_weight: relative to objectness; focus: exponent of the focal weight; quality:
+    how much of an objectness target is the IoU of the predicted box (0: always 1); ratio_max: see `assign_dense`.
     """
 
     kind: Literal["published", "dense"] = "published"
@@ -90,7 +90,11 @@ def box_loss(predicted: Tensor, truth: Tensor, kind: Literal["giou", "ciou"]) ->
     between = ((predicted[:, :2] + predicted[:, 2:]) - (truth[:, :2] + truth[:, 2:])) / 2
     apart = between.square().sum(dim=1) / hull.square().sum(dim=1).clamp(min=1e-9)
     p, t = predicted[:, 2:] - predicted[:, :2], truth[:, 2:] - truth[:, :2]
-    v = 4 / torch.pi**2 * (torch.atan(t[:, 0] / t[:, 1].clamp(min=1e-9)) - torch.atan(p[:, 0] / p[:, 1].clamp(min=1e-9))).square()
+    v = (
+        4
+        / torch.pi**2
+        * (torch.atan(t[:, 0] / t[:, 1].clamp(min=1e-9)) - torch.atan(p[:, 0] / p[:, 1].clamp(min=1e-9))).square()
+    )
     with torch.no_grad():
         alpha = v / (1 - iou + v).clamp(min=1e-9)
     return 1 - iou + apart + alpha * v

@@ -34,7 +34,8 @@ def assign_published(
 ) -> list[Assignment]:
     """One positive per true box: the anchor of all strides with the best IoU by shape, in the cell of the box's centre.
 
-    boxes: f32[M, 4] `xyxy` px; image: int64[M], which image of the batch; anchors: f32[strides, A, 2] px; maps: (h, w) per stride.
+    boxes: f32[M, 4] `xyxy` px; image: int64[M], which image of the batch; anchors: f32[strides, A, 2] px;
+    maps: (h, w) per stride.
     """
     per_scale = anchors.shape[1]
     wh = boxes[:, 2:] - boxes[:, :2]

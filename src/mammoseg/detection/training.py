@@ -107,7 +107,7 @@ class DetectionTask:
         return detection_loss(maps, batch["boxes"], batch["image"], self.geometry, self.loss_config)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """AP at IoU 0.5 and sensitivity at 0.25 and 0.5 false positives an image, at one scale; empty without a validation side."""
+        """AP at IoU 0.5, sensitivity at 0.25 and 0.5 false positives an image, at one scale; empty if none is held out."""
         if not self.validation:
             return {}
         detector = Detector(TorchNetwork(model), self.spec)

@@ -87,7 +87,7 @@ class Darknet53(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)  # (B, 32, H, W)
         features = []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.stages.children()):
             x = stage(x)  # (B, 64 · 2^i, H / 2^(i+1), W / 2^(i+1))
             if i >= 2:
                 features.append(x)
@@ -121,9 +121,10 @@ class YoloV3(nn.Module):
     def __init__(self, config: YoloConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone: Any = _backbone(config)
-        outputs = config.anchors_per_scale * (5 + config.classes)
-        c8, c16, c32 = self.backbone.channels
+        backbone: Any = _backbone(config)
+        self.backbone = backbone
+        outputs = outputs_of(config)
+        c8, c16, c32 = backbone.channels
         w8, w16, w32 = config.neck_widths
         self.scale32 = _Scale(c32, w32, config.neck_pairs, outputs)
         self.up16 = ConvNormAct(w32, w32 // 2, 1)
@@ -143,7 +144,7 @@ class YoloV3(nn.Module):
         step = 5 + self.config.classes
         for scale in (self.scale8, self.scale16, self.scale32):
             nn.init.normal_(scale.out.weight, 0.0, 0.01)
-            bias = torch.zeros_like(scale.out.bias)
+            bias = torch.zeros(outputs_of(self.config))
             bias[4::step] = math.log(self.config.prior / (1 - self.config.prior))
             scale.out.bias = nn.Parameter(bias)
 
@@ -155,6 +156,11 @@ class YoloV3(nn.Module):
         y = F.interpolate(self.up8(y), scale_factor=2.0, mode="nearest")
         _, map8 = self.scale8(torch.cat([y, f8], dim=1))
         return [map8, map16, map32]
+
+
+def outputs_of(config: YoloConfig) -> int:
+    """Channels of each raw map."""
+    return config.anchors_per_scale * (5 + config.classes)
 
 
 def _backbone(config: YoloConfig) -> nn.Module:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         tensors = load_file(str(path / "tensors.safetensors"))
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise TrainingError(f"{path}: not a readable checkpoint ({error}); remove it to go on from the one before") from error
     part: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for key, value in tensors.items():
@@ -104,7 +105,7 @@ def load_model(directory: Path) -> Model:
         description = json.loads((directory / "model.json").read_text(encoding="utf-8"))
         state = load_file(str(directory / "model.safetensors"))
         return Model(description["kind"], state, description["config"], description["spec"], description["record"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise TrainingError(
             f"{directory}: expected a model directory with model.json and model.safetensors ({error}); "
             "give the folder that training wrote"

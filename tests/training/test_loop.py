@@ -1,0 +1,154 @@
+"""The loop: a killed and resumed run equals one left alone, a loss that is not finite is an error, rates keep the schedule."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mammoseg.errors import ConfigError, TrainingError
+from mammoseg.training.checkpoint import latest_checkpoint
+from mammoseg.training.curve import read_curve
+from mammoseg.training.loop import LoopConfig, fit, learning_rate
+from mammoseg.training.seeding import batch_indices, generator
+
+
+class TinyTask:
+    """A network with batch normalisation and dropout (state beyond weights) learning to answer 1."""
+
+    def __init__(self, stop_at: int | None = None, bad_at: int | None = None) -> None:
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 1))
+        self.stop_at, self.bad_at, self.calls = stop_at, bad_at, 0
+        self.validated: list[float] = []
+
+    def batch(self, step: int, seed: int) -> Tensor:
+        return torch.from_numpy(generator(seed, step).normal(size=(2, 1, 8, 8)).astype("float32"))
+
+    def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        answer = model(batch)
+        loss = (answer - 1).square().mean()
+        if self.calls == self.bad_at:
+            loss = loss * float("nan")
+        return {"loss": loss, "mean": answer.mean()}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        assert not model.training
+        return {"one": float(model(torch.ones(1, 1, 8, 8)).mean())}
+
+
+CONFIG = LoopConfig(steps=23, batch_size=2, log_every=4, checkpoint_every=5, validate_every=6, warmup_steps=3, ema_decay=0.9)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("killed_at", [1, 5, 14])
+def test_killed_and_resumed_run_gives_the_same_curve_and_weights(tmp_path: Path, optimizer: str, killed_at: int) -> None:
+    config = LoopConfig(**(CONFIG.__dict__ | {"optimizer": optimizer}))
+    whole = fit(TinyTask(), config, tmp_path / "whole", resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(TinyTask(stop_at=killed_at), config, tmp_path / "killed", resume=False)
+    resumed = fit(TinyTask(), config, tmp_path / "killed", resume=True)
+    assert (tmp_path / "killed/curve.csv").read_bytes() == (tmp_path / "whole/curve.csv").read_bytes()
+    assert all(torch.equal(whole.state[k], resumed.state[k]) for k in whole.state)
+    assert whole.history == resumed.history
+    assert [s for s, _ in whole.history] == [6, 12, 18, 23]
+
+
+def test_another_seed_gives_another_curve(tmp_path: Path) -> None:
+    fit(TinyTask(), CONFIG, tmp_path / "a", resume=False)
+    fit(TinyTask(), LoopConfig(**(CONFIG.__dict__ | {"seed": 1})), tmp_path / "b", resume=False)
+    assert (tmp_path / "a/curve.csv").read_bytes() != (tmp_path / "b/curve.csv").read_bytes()
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_values_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"not finite at step 12 \(loss=nan, mean="):
+        fit(TinyTask(bad_at=13), CONFIG, tmp_path, resume=False)
+    kept = latest_checkpoint(tmp_path / "checkpoints")
+    assert kept is not None
+    assert kept.step == 10
+    assert all(t.isfinite().all() for t in kept.model.values())
+    assert fit(TinyTask(), CONFIG, tmp_path, resume=True).steps == 23
+
+
+def test_run_is_not_written_over(tmp_path: Path) -> None:
+    fit(TinyTask(), CONFIG, tmp_path, resume=False)
+    with pytest.raises(TrainingError, match="--resume"):
+        fit(TinyTask(), CONFIG, tmp_path, resume=False)
+
+
+def test_averaged_weights_are_the_running_average(tmp_path: Path) -> None:
+    class Constant:
+        def __init__(self) -> None:
+            self.model = nn.Linear(1, 1, bias=False)
+            nn.init.zeros_(self.model.weight)
+
+        def batch(self, step: int, seed: int) -> Tensor:
+            return torch.ones(1, 1)
+
+        def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+            return {"loss": -model(batch).sum()}  # the gradient is -1: SGD adds the rate at every step
+
+        def validate(self, model: nn.Module) -> dict[str, float]:
+            return {}
+
+    config = LoopConfig(
+        steps=3, batch_size=1, optimizer="sgd", momentum=0.0, weight_decay=0.0, learning_rate=1.0, warmup_steps=0,
+        schedule="constant", gradient_clip=0.0, ema_decay=0.5,
+    )  # fmt: skip
+    result = fit(Constant(), config, tmp_path, resume=False)
+    # weights 1, 2, 3; decay min(0.5, (1 + n) / (10 + n)) = 0.1, 2/11, 0.25
+    expected = 0.0
+    for n, weight in enumerate([1.0, 2.0, 3.0]):
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+    assert float(result.state["weight"]) == pytest.approx(expected)
+
+
+def test_rates_of_the_schedules() -> None:
+    steps = LoopConfig(steps=30, learning_rate=1e-3, schedule="step", milestones=(10, 20), factor=0.1, warmup_steps=0)
+    assert [learning_rate(steps, s) for s in (0, 9, 10, 19, 20, 29)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    cosine = LoopConfig(steps=110, learning_rate=1.0, schedule="cosine", warmup_steps=10, final_factor=0.0)
+    assert learning_rate(cosine, 4) == pytest.approx(0.5)
+    assert learning_rate(cosine, 60) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert learning_rate(cosine, 109) < 1e-3
+
+
+def test_every_item_is_seen_once_an_epoch_also_across_batches() -> None:
+    seen = [i for step in range(10) for i in batch_indices(7, step, 7, 0)]
+    assert all(sorted(seen[e * 7 : e * 7 + 7]) == list(range(7)) for e in range(10))
+    assert seen == [i for step in range(35) for i in batch_indices(7, step, 2, 0)]
+    assert seen[:7] != seen[7:14]
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="divide"):
+        LoopConfig(batch_size=3, devices=2)
+    with pytest.raises(ConfigError, match="ema_decay"):
+        LoopConfig(ema_decay=1.0)
+
+
+def test_two_devices_train_together_and_rank_zero_alone_writes(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_loop import TinyTask, LoopConfig, fit
+config = LoopConfig(steps=6, batch_size=4, devices=2, accelerator="cpu", threads=1, log_every=2, warmup_steps=0)
+result = fit(TinyTask(), config, Path({str(tmp_path / "out")!r}), resume=False)
+if result.is_main:
+    print("main", result.steps)
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("main 6") == 1
+    rows = read_curve(tmp_path / "out/curve.csv")
+    assert [r[0] for r in rows if r[2] == "loss"] == [2, 4, 6]
