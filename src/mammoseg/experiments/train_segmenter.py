@@ -43,10 +43,10 @@ from mammoseg.types import BoolMask, Boxes, DatasetItem, FloatImage
 class SegmenterTrainConfig:
     """All that a training run is made of; the defaults are the paper's where it speaks.
 
-    Paper: crops of 256 × 256, equalised, batches of 4, Adam, Dice loss, encoder from ImageNet. network: its shape; backbone_weights:
-    safetensors file of torchvision's VGG19 or VGG16 features, "" starts at random. spec: what goes round the trained
-    network (its `crop` is replaced by `crop`). jitter: how true boxes are disturbed. symmetries: draw one of the square's
-    eight. validation_crops: at most so many true crops are measured in validation.
+    Paper: crops of 256 × 256, equalised; batches of 4, Adam, Dice loss, an encoder from ImageNet. network: its shape.
+    backbone_weights: safetensors file of torchvision's VGG19 or VGG16 features, "" starts at random. spec: what goes round
+    the trained network (its `crop` is replaced by `crop`). jitter: how true boxes are disturbed. symmetries: draw one of the
+    square's eight. validation_crops: at most so many true crops are measured in validation.
     """
 
     network: UNetPlusPlusConfig = field(default_factory=UNetPlusPlusConfig)
@@ -90,9 +90,10 @@ def load_regions(items: Sequence[DatasetItem], crop: CropConfig, jitter: JitterC
         left, top, right, bottom = item.attributes.get("content_box", (0, 0, width, height))
         for mass in masses:
             reach = jitter_reach(mass.box, crop, jitter)
-            # Two pixels more than any crop shows, so that the window's end is seen only where the image ends.
-            x1, y1 = max(int(left), int(reach[0]) - 2), max(int(top), int(reach[1]) - 2)
-            x2, y2 = min(int(right), int(reach[2]) + 3), min(int(bottom), int(reach[3]) + 3)
+            # More than any crop shows by what resampling looks at, so that the window's end is seen only at the image's end.
+            more = 4 + 2 * int(max(reach[2:] - reach[:2]) / crop.size + 1)
+            x1, y1 = max(int(left), int(reach[0]) - more), max(int(top), int(reach[1]) - more)
+            x2, y2 = min(int(right), int(reach[2]) + more), min(int(bottom), int(reach[3]) + more)
             if x2 <= x1 or y2 <= y1 or mass.mask is None:
                 continue
             regions.append(
@@ -246,7 +247,8 @@ def _start(
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise TrainingError(f"{init}: its weights do not fit the configured network: {str(error).splitlines()[-1].strip()}") from error
+        problem = str(error).splitlines()[-1].strip()
+        raise TrainingError(f"{init}: its weights do not fit the configured network: {problem}") from error
     return words, (record.get("image_sha256", ()), record.get("patient_sha256", ()))
 
 

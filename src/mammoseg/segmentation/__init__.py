@@ -30,7 +30,7 @@ def _attribute(name: str) -> Any:
 def build_segmenter(config: Mapping[str, Any]) -> nn.Module:
     """A network with fresh weights from `config`, as model directories and bundles hold it: {"arch": name, "network": {…}}.
 
-    Its forward takes f32[B, C, H, W] and gives a list of logits [B, 1, H, W]. Raises ConfigError for an unknown name or setting.
+    Its forward takes f32[B, C, H, W] and gives a list of logits [B, 1, H, W]. Raises ConfigError for what is not known.
     """
     arch = config.get("arch")
     if arch not in NETWORKS:

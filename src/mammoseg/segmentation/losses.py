@@ -37,9 +37,7 @@ def dice_loss(logits: Tensor, truth: Tensor, smooth: float = 1.0) -> Tensor:
     return (1 - score).mean()
 
 
-def deep_supervision_loss(
-    logits: Sequence[Tensor], truth: Tensor, config: SegmentationLossConfig | None = None
-) -> Tensor:
+def deep_supervision_loss(logits: Sequence[Tensor], truth: Tensor, config: SegmentationLossConfig | None = None) -> Tensor:
     """Mean over the outputs of dice_weight × Dice loss + bce_weight × binary cross-entropy.
 
     logits: one [B, 1, H, W] an output, as the network's forward gives them. truth: [B, 1, H, W] in {0, 1}.
