@@ -139,9 +139,9 @@ def _tables(e: Evaluation, key: str) -> str:
     outlines = [f for f in e.figures if f.key.startswith(("dice", "hd95", "assd"))]
     rest = [f for f in e.figures if f not in detection + shown + outlines]
     level = f"{100 * e.options.level:g}% interval"
-    groups = [("Detection", detection), ("Outlines", outlines), ("Lesions as shown", shown)]
-    tables = "".join(_table(t, level, g) for t, g in groups if g)
-    return f'<section class="tables">{tables}</section>' + _matrix(rest, level)
+    left = _table("Detection", level, detection) + _table("Lesions as shown", level, shown)
+    right = _table("Outlines", level, outlines) if outlines else ""
+    return f'<section class="tables"><div>{left}</div><div>{right}</div></section>{_matrix(rest, level)}'
 
 
 def _table(title: str, level: str, figures: Sequence[Figure]) -> str:
@@ -151,7 +151,7 @@ def _table(title: str, level: str, figures: Sequence[Figure]) -> str:
         for f in figures
     )
     head = f"<tr><th></th><th class=num>value</th><th class=num>{level}</th><th class=num>of</th></tr>"
-    return f"<div><h2>{title}</h2><table>{head}{rows}</table></div>"
+    return f'<div class="card"><h2>{title}</h2><table>{head}{rows}</table></div>'
 
 
 def _matrix(figures: Sequence[Figure], level: str) -> str:
@@ -170,7 +170,7 @@ def _matrix(figures: Sequence[Figure], level: str) -> str:
         for criterion, row in rows.items()
     )
     title = f"<h2>Detection by other criteria <small>with {level}</small></h2>"
-    return f'<section class="tables"><div class="wide">{title}<table>{head}{body}</table></div></section>' if rows else ""
+    return f'<section class="tables"><div class="card wide">{title}<table>{head}{body}</table></div></section>' if rows else ""
 
 
 def _section(title: str, note: str, cases: Sequence[Case]) -> str:
@@ -221,14 +221,14 @@ h1 { margin: 0; font-size: 30px; } h2 { font-size: 18px; margin: 0 0 10px; } sma
 header p { margin: 6px 0; } .sub { color: #66788a; } .warn { color: #b42318; }
 .note { background: #fff4e5; border-left: 4px solid #e08a00; padding: 8px 12px; border-radius: 4px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 14px; margin: 20px 0; }
-.tile, .plots figure, .tables > div, .cases figure, details { background: #fff; border: 1px solid #e1e7ee;
+.tile, .plots figure, .card, .cases figure, details { background: #fff; border: 1px solid #e1e7ee;
   border-radius: 10px; padding: 14px 16px; margin: 0; box-sizing: border-box; }
 .big { font-size: 32px; font-weight: 650; color: #0b6e99; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .ci { color: #66788a; font-size: 13px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px; }
 .plots svg { width: 100%; height: auto; } figcaption { font-size: 13px; color: #52606d; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 14px; align-items: start; }
-.wide { grid-column: 1 / -1; }
+.wide { grid-column: 1 / -1; } .card + .card { margin-top: 14px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 td, th { padding: 4px 8px; border-bottom: 1px solid #edf1f5; text-align: left; }
 th { color: #66788a; font-weight: 600; } .num { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
