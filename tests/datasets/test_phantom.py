@@ -125,15 +125,15 @@ def test_density_brightens_the_breast() -> None:
 
 
 def test_parenchyma_falls_off_as_a_power_of_frequency() -> None:
-    config = PhantomConfig(size=(1664, 1280), noise=0.0, labels=False, calcifications=False, normal_fraction=1.0, density=3)
+    config = PhantomConfig(size=(832, 640), noise=0.0, labels=False, calcifications=False, normal_fraction=1.0, density=3)
     slopes = []
-    for seed in range(1):
+    for seed in range(2):
         view = make_exam(seed, config)[1]
-        patch = view.pixels[570:1082, 60:572].astype(float)
-        window = np.hanning(512)[:, None] * np.hanning(512)[None, :]
+        patch = view.pixels[285:541, 30:286].astype(float)
+        window = np.hanning(256)[:, None] * np.hanning(256)[None, :]
         power = np.abs(np.fft.fft2((patch - patch.mean()) * window)) ** 2
-        f = np.hypot(*np.meshgrid(np.fft.fftfreq(512), np.fft.fftfreq(512)))
-        bands = np.geomspace(0.01, 0.12, 12)
+        f = np.hypot(*np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256)))
+        bands = np.geomspace(0.02, 0.2, 10)
         mean = [power[(f >= a) & (f < b)].mean() for a, b in pairwise(bands)]
         slopes.append(np.polyfit(np.log(np.sqrt(bands[:-1] * bands[1:])), np.log(mean), 1)[0])
     # Mammograms: about 2.5 to 3.5 (Burgess 1999 and later).
