@@ -96,7 +96,7 @@ def score_true_crops(model_directory: Path, items: Sequence[DatasetItem]) -> lis
     segmenter = Segmenter(network, from_dict(SegmenterSpec, model.spec))
     rows = []
     for item in items:
-        mass = max((m for m in item.annotation.masses if m.mask is not None), key=lambda m: int(np.sum(m.mask)))
+        mass = max(item.annotation.masses, key=lambda m: 0 if m.mask is None else int(m.mask.sum()))
         mammogram, (dx, dy) = without_padding(item)
         box = np.asarray(mass.box) - (dx, dy, dx, dy)
         detections = Detections(box[None], np.ones(1), mammogram.size)

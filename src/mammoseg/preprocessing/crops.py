@@ -61,7 +61,7 @@ def crop_region(box: ArrayLike, config: CropConfig) -> Boxes:
     >>> crop_region((10, 10, 30, 20), CropConfig(margin=0.5, shape="square")).tolist()
     [0.0, -5.0, 40.0, 35.0]
     """
-    cx, cy, w, h = xyxy_to_cxcywh([box])[0]
+    cx, cy, w, h = xyxy_to_cxcywh(box)[0]
     w, h = (max(float(side), 1.0) * (1 + 2 * config.margin) for side in (w, h))
     if config.shape == "square":
         w = h = max(w, h)
@@ -114,7 +114,7 @@ def truth_crop(mask: BoolMask, origin_px: tuple[int, int], to_crop: Transform) -
 
 def jitter_box(box: ArrayLike, jitter: JitterConfig, rng: np.random.Generator) -> Boxes:
     """A disturbed copy of `box`, f64[4] `xyxy` in the same frame; see `JitterConfig`."""
-    centre_x, centre_y, w, h = xyxy_to_cxcywh([box])[0]
+    centre_x, centre_y, w, h = xyxy_to_cxcywh(box)[0]
     shift = rng.uniform(-jitter.shift, jitter.shift, 2)
     scale = np.exp(rng.uniform(-jitter.scale, jitter.scale, 2))
     moved: Boxes = cxcywh_to_xyxy([[centre_x + shift[0] * w, centre_y + shift[1] * h, w * scale[0], h * scale[1]]])[0]
@@ -123,7 +123,7 @@ def jitter_box(box: ArrayLike, jitter: JitterConfig, rng: np.random.Generator) -
 
 def jitter_reach(box: ArrayLike, config: CropConfig, jitter: JitterConfig) -> Boxes:
     """The region f64[4] that holds the crop of every jittered copy of `box`, native frame."""
-    cx, cy, w, h = xyxy_to_cxcywh([box])[0]
+    cx, cy, w, h = xyxy_to_cxcywh(box)[0]
     widest = cxcywh_to_xyxy([[cx, cy, w * np.exp(jitter.scale), h * np.exp(jitter.scale)]])[0]
     x1, y1, x2, y2 = crop_region(widest, config)
     dx, dy = jitter.shift * w, jitter.shift * h

@@ -92,4 +92,4 @@ def merge_outputs(logits: Sequence[NDArray[np.float32]], output: Output) -> Floa
             raise ValueError(f"segmenter: output {output} was asked for, the network has {len(logits)} outputs")
         logits = [logits[depth - 1]]
     probabilities = [1 / (1 + np.exp(-one[:, 0].clip(-60, 60))) for one in logits]
-    return np.mean(probabilities, axis=0, dtype=np.float32)
+    return np.asarray(np.mean(probabilities, axis=0), dtype=np.float32)

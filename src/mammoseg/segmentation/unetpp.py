@@ -112,7 +112,8 @@ class UNetPlusPlus(nn.Module):
         Raises ValueError for other sizes (checked when run by Python; a traced graph holds no check).
         """
         step = 2**self.config.depth
-        if not torch.jit.is_tracing() and not torch.compiler.is_exporting() and (x.shape[2] % step or x.shape[3] % step):
+        exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined,no-untyped-call]
+        if not exporting and (x.shape[2] % step or x.shape[3] % step):
             raise ValueError(f"U-Net++: expected height and width to be multiples of {step}, got {tuple(x.shape[2:])}")
         grid: list[list[Tensor]] = [[column] for column in self.backbone(x)]  # grid[i][j] is X^{i,j}
         for j in range(1, self.config.depth + 1):
