@@ -56,13 +56,14 @@ def read_dicom(path: Path, source: str, file_sha256: str | None = None) -> Mammo
         raise DecodeError(_not_dicom(head))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns with values from the file; what matters is raised
-        check_deflated(path)
-        header = _read(path, pixels=False)
-        rows, columns = _check_header(header)
-        ds = _read(path, pixels=True)
-        if "PixelData" not in ds or not ds.PixelData:
-            raise DecodeError("expected pixel data, got none; the file is cut short or was stored without its image")
-        return _mammogram(ds, (rows, columns), source, file_sha256)
+        try:
+            check_deflated(path)
+            size = _check_header(_read(path, pixels=False))
+            return _mammogram(_read(path, pixels=True), size, source, file_sha256)
+        except (ImageError, MemoryError, OSError):
+            raise
+        except Exception as error:  # one bad file must never stop a batch
+            raise DecodeError("the DICOM header makes no sense; the file is damaged, copy or export it again") from error
 
 
 def _not_dicom(head: bytes) -> str:
@@ -109,17 +110,14 @@ def _check_header(ds: Dataset) -> tuple[int, int]:
 
 
 def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str | None) -> Mammogram:
+    if not attributes.value(ds, "PixelData"):
+        raise DecodeError("expected pixel data, got none; the file is cut short or was stored without its image")
     raw = stored_values(ds, *size)
     padding = _padding(ds, raw)
     bits, signed = int(ds.BitsStored), attributes.integer(ds, "PixelRepresentation") == 1
     values = raw if ds.file_meta.TransferSyntaxUID.is_encapsulated else _used_bits(raw, ds, signed)
     endian = ">" if ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
-    try:
-        pixels = render(values, attributes.grayscale(ds, bits, signed, endian), padding)
-    except ImageError:
-        raise
-    except (ValueError, ArithmeticError, TypeError) as error:
-        raise DecodeError("the grey-value tables in the header make no sense; export the image again") from error
+    pixels = render(values, attributes.grayscale(ds, bits, signed, endian), padding)
     check_content(pixels)
     spacing_mm, spacing_source = attributes.spacing(ds)
     return Mammogram(

@@ -50,7 +50,7 @@ def value(ds: Dataset, keyword: str) -> Any:
     """The element's value, or None where it is missing, empty or cannot be parsed."""
     try:
         found = ds.get(keyword)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, UnicodeError):
+    except Exception:  # pydicom converts on access and raises anything on damaged values
         return None
     return None if found is None or (isinstance(found, (str, bytes)) and not found) else found
 

@@ -30,19 +30,16 @@ _PLUGINS = {
     uid.HTJ2KLosslessRPCL: "pylibjpeg",
     uid.HTJ2K: "pylibjpeg",
 }
-_INFLATED_MAX = 1 << 30
+_INFLATED_MAX = 1 << 29
+_DEFLATED = uid.DeflatedExplicitVRLittleEndian.encode()
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 
 def check_deflated(path: Path) -> None:
-    """Raises `DecodeError` for a deflated file that would unpack to more than 1 GiB. Reads nothing else."""
+    """Raises `DecodeError` for a deflated file that would unpack to more than 512 MiB. Reads nothing else."""
     with path.open("rb") as file:
         head = file.read(1024)
-        if uid.DeflatedExplicitVRLittleEndian.encode() + b"\0" not in head and not head.rstrip(b"\0").endswith(
-            uid.DeflatedExplicitVRLittleEndian.encode()
-        ):
-            return
-        if head[128:132] != b"DICM" or head[132:136] != b"\x02\0\0\0":
+        if head[128:132] != b"DICM" or head[132:136] != b"\x02\0\0\0" or _DEFLATED not in head:
             return
         file.seek(144 + struct.unpack("<I", head[140:144])[0])
         inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
@@ -53,7 +50,7 @@ def check_deflated(path: Path) -> None:
                 except zlib.error as error:
                     raise DecodeError("the deflated data set is damaged or cut short; copy the file again") from error
                 if total > _INFLATED_MAX:
-                    raise DecodeError("the deflated data set unpacks to more than 1 GiB; no mammogram is so large")
+                    raise DecodeError("the deflated data set unpacks to more than 512 MiB; no mammogram is so large")
                 chunk = inflater.unconsumed_tail
         if not inflater.eof:
             raise DecodeError("the deflated data set is cut short; copy the file again")

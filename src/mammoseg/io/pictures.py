@@ -1,7 +1,7 @@
 """Findings as pictures: the label image `mask.png`, and `overlay.png` after the paper's Fig. 6.
 
 Colours keep apart for colour-blind eyes, and lines differ in form too: box yellow and thin, contour red and unbroken, truth
-green and dashed. Lines and text grow with the picture, which is at most 1600 and at least 900 pixels high.
+green and dashed. Lines and text grow with the picture, which is at least 1200 and at most 1600 pixels high.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mammoseg.io.findings_json import write_atomic
 from mammoseg.types import Annotation, Findings, Lesion, Mammogram
 
 HEIGHT_MAX_PX = 1600
-HEIGHT_MIN_PX = 900
+HEIGHT_MIN_PX = 1200
 YELLOW, RED, GREEN = (40, 220, 250), (70, 60, 255), (140, 210, 0)  # BGR
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 Picture = NDArray[np.uint8]
@@ -75,7 +75,7 @@ class _Style:
 def overlay(mammogram: Mammogram, f: Findings, truth: Annotation | None = None) -> Picture:
     """The mammogram with each lesion's box (yellow), contour (red), number, score and long axis; the truth green, dashed.
 
-    Returns u8[h, w, 3] BGR, the native aspect, h at most 1600 and at least 900. Where nothing was found it says so.
+    Returns u8[h, w, 3] BGR, the native aspect, h at least 1200 and at most 1600. Where nothing was found it says so.
     """
     height, width = mammogram.size
     scale = min(max(1.0, HEIGHT_MIN_PX / height), HEIGHT_MAX_PX / height)
@@ -84,7 +84,7 @@ def overlay(mammogram: Mammogram, f: Findings, truth: Annotation | None = None) 
     grey = np.rint(to_picture.image(mammogram.pixels).clip(0, 1) * 255).astype(np.uint8)
     picture: Picture = np.ascontiguousarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
     unit = (size[0] * size[1]) ** 0.5 / 1000
-    style = _Style(max(1, round(1.8 * unit)), max(0.45, 0.72 * unit), max(1, round(1.6 * unit)), max(4, round(9 * unit)))
+    style = _Style(max(1, round(1.8 * unit)), max(0.5, 0.85 * unit), max(1, round(2 * unit)), max(4, round(9 * unit)))
     if truth is not None:
         for mass in truth.masses:
             _draw_truth(picture, mass.mask, mass.origin_px, mass.box, to_picture, style.line)
@@ -176,7 +176,10 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
 
 
 def _write(picture: Picture, text: str, at: tuple[int, int], style: _Style) -> None:
-    cv2.putText(picture, text, at, _FONT, style.font, (0, 0, 0), 3 * style.stroke + 1, cv2.LINE_AA)
+    (w, h), baseline = cv2.getTextSize(text, _FONT, style.font, style.stroke)
+    g = style.gap // 2
+    plate = picture[max(0, at[1] - h - g) : at[1] + baseline, max(0, at[0] - g) : at[0] + w + g]
+    plate[:] = plate // 4  # a dark plate: the text stays readable on dense tissue and on film borders
     cv2.putText(picture, text, at, _FONT, style.font, YELLOW, style.stroke, cv2.LINE_AA)
 
 
