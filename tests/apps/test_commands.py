@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 from pathlib import Path
 
@@ -11,8 +13,21 @@ from click.testing import CliRunner, Result
 from mammoseg import __version__
 from mammoseg.apps.cli import cli
 from mammoseg.apps.cli_reference import reference
+from mammoseg.datasets.phantom import PhantomConfig
+from mammoseg.datasets.phantom_files import write_exams
+
+data_commands = importlib.import_module("mammoseg.apps.data_commands")
+demo = importlib.import_module("mammoseg.apps.demo")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def small_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phantoms of a sixteenth of the pixels, so that the test is quick; `make demo` makes whole ones."""
+    small = functools.partial(write_exams, config=PhantomConfig(size=(832, 640)))
+    monkeypatch.setattr(data_commands, "write_exams", small)
+    monkeypatch.setattr(demo, "write_exams", small)
 
 
 def run(*arguments: str | Path) -> Result:
@@ -39,6 +54,7 @@ def test_an_altered_bundle_is_one_line_and_code_1(tiny_bundle: Path, tmp_path: P
         assert "card.md was altered" in result.stderr
 
 
+@pytest.mark.usefixtures("small_phantoms")
 def test_phantom_datasets_and_evaluate_go_together(tiny_bundle: Path, tmp_path: Path) -> None:
     made = run("phantom", "--out", tmp_path / "exams", "--format", "png", "--count", "1", "--seed", "3")
     assert made.exit_code == 0, made.output
@@ -68,6 +84,7 @@ def test_evaluate_and_datasets_name_what_is_wrong(tmp_path: Path) -> None:
     assert run("datasets", "check", tmp_path).exit_code == 1
 
 
+@pytest.mark.usefixtures("small_phantoms")
 def test_demo_shows_what_it_found_and_what_to_open(tiny_bundle: Path, tmp_path: Path) -> None:
     result = run("demo", "--weights", tiny_bundle, "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
@@ -102,12 +119,10 @@ def test_training_names_a_wrong_setting(kind: str, tmp_path: Path) -> None:
 
 
 def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mammoseg.apps.data_commands as module
-
     def broken() -> dict[str, str]:
         raise RuntimeError("a fault\nof two lines")
 
-    monkeypatch.setattr(module, "list_kinds", broken)
+    monkeypatch.setattr(data_commands, "list_kinds", broken)
     monkeypatch.delenv("MAMMOSEG_DEBUG", raising=False)
     result = run("datasets", "list")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)

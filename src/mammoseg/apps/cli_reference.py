@@ -24,7 +24,8 @@ def reference() -> str:
     """The whole page as Markdown."""
     parts = [_HEAD]
     for path, command in _commands(cli, "mammoseg"):
-        context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
+        names = cli.context_settings["help_option_names"]
+        context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100, help_option_names=names)
         parts.append(f"## {path}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
 
