@@ -75,7 +75,7 @@ def test_folded_normalisation_computes_in_training_what_evaluation_computes() ->
         folded = network.train()(x)
         plain = network.eval()(x)
     for a, b in zip(folded, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_stride_two_pads_as_tensorflow_same() -> None:

@@ -45,7 +45,7 @@ class ConvNormAct(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out, eps=1e-5, momentum=0.03)
+        self.bn = nn.BatchNorm2d(out, eps=1e-5, momentum=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.bn(self.conv(x)), 0.1)

@@ -94,7 +94,8 @@ def train_detector(
     frame, network = config.frame, config.network
     start = _start(init)
     if start is not None:
-        frame, network = start.spec.frame, replace(from_dict(YoloConfig, start.network), fold_norm=network.fold_norm)
+        held = {"fold_norm": network.fold_norm, "frozen_stages": network.frozen_stages}
+        frame, network = start.spec.frame, from_dict(YoloConfig, start.network | held)
     cached = {c.item.image_id: c for c in cached_images(items, Path(config.cache), frame, config.cache_height)}
     train = [cached[i.image_id] for i in chosen]
     validation = [cached[i.image_id] for i in select(items, split, "validation")]
@@ -106,7 +107,7 @@ def train_detector(
     seed_all(config.training.seed)
     model = YoloV3(network)
     if start is not None:
-        model.load_state_dict({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in start.state.items()})
+        model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in start.state.items()})
     elif config.weights:
         _load_backbone(model, Path(config.weights))
     log.info(
@@ -120,9 +121,12 @@ def train_detector(
     result = fit(task, config.training, out, resume=resume)
     target = out / "model"
     if result.is_main:
-        record = _record(data, split, train, result.metrics, result.steps, result.seconds) | {
-            "settings": to_dict(config),
+        record = _record(data, split, train, start) | {
+            "metrics": result.metrics,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 1),
             "history": [{"step": s, **m} for s, m in result.history],
+            "settings": to_dict(replace(config, weights=Path(config.weights).name if config.weights else None, cache="")),
         }
         save_model(target, "detector", result.state, to_dict(network), to_dict(spec), record)
     return target
@@ -133,6 +137,8 @@ class _Start:
     state: dict[str, np.ndarray]
     network: dict[str, Any]
     spec: DetectorSpec
+    images: frozenset[str]
+    patients: frozenset[str]
 
 
 def _start(init: Path | None) -> _Start | None:
@@ -143,10 +149,17 @@ def _start(init: Path | None) -> _Start | None:
         model = load_model(init)
         if model.kind != "detector":
             raise TrainingError(f"{init}: expected a detector to start from, got a {model.kind}")
-        return _Start({k: v.numpy() for k, v in model.state.items()}, model.config, from_dict(DetectorSpec, model.spec))
+        seen = frozenset(model.record.get("image_sha256", ())), frozenset(model.record.get("patient_sha256", ()))
+        return _Start({k: v.numpy() for k, v in model.state.items()}, model.config, from_dict(DetectorSpec, model.spec), *seen)
     bundle = open_bundle(init)
     described = bundle.config["networks"]["detector"]
-    return _Start(bundle.state("detector"), described["config"], from_dict(DetectorSpec, described["spec"]))
+    return _Start(
+        bundle.state("detector"),
+        described["config"],
+        from_dict(DetectorSpec, described["spec"]),
+        frozenset(bundle.training.get("image_sha256", ())),
+        frozenset(bundle.training.get("patient_sha256", ())),
+    )
 
 
 def _fold(config: DetectorTrainConfig, items: Sequence[DatasetItem], out: Path, fold: Path | None) -> Fold:
@@ -200,18 +213,17 @@ def _load_backbone(model: YoloV3, path: Path) -> None:
     log.info("backbone starts from %s", path.name)
 
 
-def _record(
-    data: str, fold: Fold, train: Sequence[CachedImage], metrics: dict[str, float], steps: int, seconds: float
-) -> dict[str, Any]:
+def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: _Start | None) -> dict[str, Any]:
+    """What was trained on; what the model it started from had seen counts as seen."""
     name = Path(data.partition(":")[2] or data)
     name = name.parent if name.suffix else name
     return {
         "dataset": name.name,
-        "fold": {"name": fold.name, "content_hash": fold.content_hash},
+        "fold": fold.name,
+        "fold_hash": fold.content_hash,
         "n_images": len(train),
-        "files_sha256": sorted(hash_file(Path(c.item.path)) for c in train),
-        "patients_sha256": sorted({hash_patient(name.name, c.item.patient_id) for c in train}),
-        "metrics": metrics,
-        "steps": steps,
-        "seconds": round(seconds, 1),
+        "image_sha256": sorted({hash_file(Path(c.item.path)) for c in train} | (start.images if start else set())),
+        "patient_sha256": sorted(
+            {hash_patient(name.name, c.item.patient_id) for c in train} | (start.patients if start else set())
+        ),
     }

@@ -1,0 +1,178 @@
+"""Training a detector end to end on phantoms: written model, resume, fine-tuning from a model directory and from a bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mammoseg.config import load_toml
+from mammoseg.datasets import read_dataset
+from mammoseg.datasets.phantom import PhantomConfig
+from mammoseg.datasets.phantom_files import write_exams
+from mammoseg.datasets.splits import load_fold
+from mammoseg.errors import TrainingError
+from mammoseg.geometry import box_iou
+from mammoseg.io.load import load_mammogram
+
+torch = pytest.importorskip("torch")
+
+from mammoseg.bundle import hash_file, hash_patient, open_bundle  # noqa: E402
+from mammoseg.detection import build_detector  # noqa: E402
+from mammoseg.detection.cache import cached_images  # noqa: E402
+from mammoseg.detection.losses import LossConfig  # noqa: E402
+from mammoseg.detection.yolov3 import YoloConfig  # noqa: E402
+from mammoseg.experiments.train_detector import DetectorTrainConfig, train_detector  # noqa: E402
+from mammoseg.preprocessing.resize import FrameConfig, measure  # noqa: E402
+from mammoseg.training.checkpoint import load_model, save_model  # noqa: E402
+from mammoseg.training.loop import LoopConfig  # noqa: E402
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def small(cache: Path, steps: int = 4) -> DetectorTrainConfig:
+    return DetectorTrainConfig(
+        network=YoloConfig("efficientnet_lite0", neck_widths=(8, 16, 16), neck_pairs=1, prior=0.02, fold_norm=True),
+        frame=FrameConfig("breast", "keep", "percentile"),
+        loss=LossConfig("dense"),
+        training=LoopConfig(steps=steps, batch_size=2, warmup_steps=1, checkpoint_every=2, log_every=1, learning_rate=1e-3),
+        sizes=((96, 64), (128, 64)),
+        resize_every=1,
+        anchor_size=(128, 64),
+        validation_size=(128, 64),
+        scales=((128, 64),),
+        xy_scale=2.0,
+        holdout=0.34,
+        cache=str(cache),
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("phantoms") / "small"
+    write_exams(out, 3, seed=3, format="png", config=PhantomConfig(size=(208, 160), normal_fraction=0.0))
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return train_detector(small(folder / "cache"), f"phantom:{data}", folder / "a")
+
+
+def test_model_says_what_it_is_and_what_it_was_trained_on(data: Path, trained: Path) -> None:
+    model = load_model(trained)
+    fold = load_fold(trained.parent / "fold.json")
+    assert model.kind == "detector"
+    assert model.record["fold_hash"] == fold.content_hash
+    items = {i.image_id: i for i in read_dataset(f"phantom:{data}")}
+    assert set(model.record["image_sha256"]) == {hash_file(Path(items[i].path)) for i in fold.train}
+    assert set(model.record["patient_sha256"]) == {hash_patient("small", items[i].patient_id) for i in fold.train}
+    assert model.record["n_images"] == len(fold.train) == 8
+    assert set(model.record["metrics"]) == {"ap50", "tpr_at_0.25", "tpr_at_0.5"}
+    assert str(data.parent) not in json.dumps(model.record)
+    assert len(model.spec["anchors"]) == 9
+    build_detector(model.config).load_state_dict(model.state)
+    curve = (trained.parent / "curve.csv").read_text()
+    assert curve.startswith("step,split,metric,value\n1,train,loss,")
+    assert "4,validation,ap50," in curve
+
+
+def test_killed_and_resumed_run_gives_the_same_weights(data: Path, trained: Path, tmp_path: Path) -> None:
+    from mammoseg.detection.training import DetectionTask
+
+    config = small(trained.parent.parent / "cache")
+    original, calls = DetectionTask.loss, []
+
+    def loss(self, model, batch):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return original(self, model, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DetectionTask, "loss", loss)
+        with pytest.raises(KeyboardInterrupt):
+            train_detector(config, f"phantom:{data}", tmp_path / "b")
+    with pytest.raises(TrainingError, match="--resume"):
+        train_detector(config, f"phantom:{data}", tmp_path / "b")
+    again = load_model(train_detector(config, f"phantom:{data}", tmp_path / "b", resume=True)).state
+    assert all(torch.equal(v, again[k]) for k, v in load_model(trained).state.items())
+    assert (tmp_path / "b/curve.csv").read_bytes() == (trained.parent / "curve.csv").read_bytes()
+
+
+def test_fine_tuning_from_a_model_goes_on_from_its_weights_and_keeps_what_it_has_seen(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "own"
+    write_exams(other, 2, seed=9, format="png", config=PhantomConfig(size=(208, 160), normal_fraction=0.0))
+    config = small(tmp_path / "cache", steps=1)
+    config = replace(config, holdout=0.5, training=replace(config.training, learning_rate=0.0, weight_decay=0.0))
+    tuned = load_model(train_detector(config, f"coco:{other / 'annotations.json'}", tmp_path / "run", init=trained))
+    before = load_model(trained)
+    assert tuned.spec == before.spec
+    assert all(torch.equal(v, before.state[k]) for k, v in tuned.state.items() if k.startswith("backbone") and "num" not in k)
+    assert set(before.record["image_sha256"]) < set(tuned.record["image_sha256"])
+    assert set(before.record["patient_sha256"]) < set(tuned.record["patient_sha256"])
+
+
+def test_fine_tuning_starts_from_a_bundle(data: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    config = small(tmp_path / "cache", steps=1)
+    config = replace(config, training=replace(config.training, learning_rate=0.0, weight_decay=0.0))
+    tuned = load_model(train_detector(config, f"phantom:{data}", tmp_path / "run", init=tiny_bundle))
+    state = open_bundle(tiny_bundle).state("detector")
+    np.testing.assert_array_equal(tuned.state["scale8.out.weight"].numpy(), state["scale8.out.weight"])
+    assert "0" * 64 in tuned.record["image_sha256"]
+
+
+def test_fine_tuning_from_a_segmenter_is_refused(data: Path, tmp_path: Path) -> None:
+    segmenter = save_model(tmp_path / "segmenter", "segmenter", {"x": torch.zeros(1)}, {}, {}, {})
+    with pytest.raises(TrainingError, match="expected a detector"):
+        train_detector(small(tmp_path / "cache"), f"phantom:{data}", tmp_path / "run", init=segmenter)
+
+
+def test_cache_holds_the_images_and_their_boxes(data: Path, tmp_path: Path) -> None:
+    items = read_dataset(f"phantom:{data}")
+    frame = FrameConfig("breast", "keep", "percentile")
+    for _ in range(2):  # made, then read
+        cached = cached_images(items, tmp_path, frame, height=104)
+    for item, kept in zip(items, cached, strict=True):
+        assert kept.raw.shape == (104, 80)
+        assert kept.item.image_id == item.image_id
+        boxes = np.array([m.box for m in item.annotation.masses]).reshape(-1, 4)
+        np.testing.assert_allclose(kept.boxes * 2, boxes)
+        pixels = load_mammogram(Path(item.path)).pixels
+        np.testing.assert_allclose(kept.pixels, pixels.reshape(104, 2, 80, 2).mean(axis=(1, 3)), atol=1e-4)
+        whole = np.array(measure(pixels, frame).box)
+        assert box_iou(np.array(kept.measured.box) * 2, whole)[0, 0] > 0.9
+    backwards = cached_images(items[::-1], tmp_path, frame, height=104)
+    assert len(list(tmp_path.glob("pixels-*.npy"))) == 1
+    np.testing.assert_array_equal(backwards[0].raw, cached[-1].raw)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("detector_*.toml")), ids=lambda p: p.stem)
+def test_shipped_configs_are_understood(path: Path) -> None:
+    config = load_toml(DetectorTrainConfig, path)
+    assert all(h % 32 == 0 and w % 32 == 0 for h, w in (*config.sizes, *config.scales, config.anchor_size))
+
+
+def test_defaults_are_the_published_schedule() -> None:
+    from mammoseg.training.loop import learning_rate
+
+    config = DetectorTrainConfig()
+    assert (config.network.backbone, config.training.steps, config.training.batch_size) == ("darknet53", 30_000, 32)
+    assert config.resize_every == 10
+    rates = [learning_rate(config.training, s) for s in (5_000, 15_000, 25_000)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-4, 1e-5])
+
+
+@pytest.mark.data
+def test_every_true_mass_lies_inside_the_breast_box(shared_dir: Path, tmp_path: Path) -> None:
+    items = read_dataset(f"coco:{shared_dir / 'data/cbis_ddsm_mass/annotations.json'}")[::25]
+    for kept in cached_images(items, tmp_path, FrameConfig("breast", "keep", "percentile"), 1024):
+        x1, y1, x2, y2 = kept.measured.box
+        assert (kept.boxes >= np.array([x1, y1, x1, y1]) - 1).all(), kept.item.image_id
+        assert (kept.boxes <= np.array([x2, y2, x2, y2]) + 1).all(), kept.item.image_id
