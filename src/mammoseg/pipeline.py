@@ -24,7 +24,7 @@ from mammoseg.provenance import describe_run
 from mammoseg.reconstruction import ReconstructionConfig, reconstruct
 from mammoseg.runtime import RuntimeConfig, load_network
 from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec
-from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, Size, Spacing
+from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, Size, Spacing, Status
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Pipeline:
 
     def unusable(self, path: Path, source: str, error: Exception) -> Findings:
         """Findings that say why a file was not processed."""
-        status = "rejected" if isinstance(error, NotAMammogramError) else "failed"
+        status: Status = "rejected" if isinstance(error, NotAMammogramError) else "failed"
         digest = hash_if_readable(path)
         info = ImageInfo(source, file_sha256=digest, seen_in_training=self.bundle.has_seen(digest))
         return Findings(info, status, str(error), provenance=self.provenance)

@@ -48,8 +48,7 @@ def list_command() -> None:
 
 @datasets.command("check")
 @click.argument("dataset", metavar="DATASET")
-@click.pass_context
-def check_command(context: click.Context, dataset: str) -> int:
+def check_command(dataset: str) -> int:
     """Read DATASET (KIND:PATH, or a path whose kind is recognised) and say what is odd.
 
     Exit code 0 where all is well, 3 where something is odd.

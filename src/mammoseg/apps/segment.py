@@ -57,8 +57,7 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
 @click.option("--resume", is_flag=True, help="Go on with a run in OUT; images done with the same settings are kept.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SETTINGS_HELP)
-@click.pass_context
-def segment(context: click.Context, inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
+def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
     """Find and outline every mass in mammograms.
 
     INPUT: image files or folders (searched recursively; any mix of DICOM, PNG, TIFF, JPEG, PGM), or a COCO file.

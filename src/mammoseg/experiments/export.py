@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from typing import Any
 
 import onnx
 import torch
@@ -30,12 +31,13 @@ def export_graph(network: nn.Module, channels: int = 3, size: tuple[int, int] = 
     count = 1 if isinstance(outputs, torch.Tensor) else len(outputs)
     names = [f"output_{i}" for i in range(count)]
     raw = io.BytesIO()
+    target: Any = raw  # the exporter takes a file object too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
             (example,),
-            raw,
+            target,
             dynamo=False,
             training=torch.onnx.TrainingMode.PRESERVE,
             do_constant_folding=False,

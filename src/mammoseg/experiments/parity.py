@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from mammoseg.detection.predictor import Detector, DetectorSpec
 from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, load, settings_of
 from mammoseg.preprocessing.breast import breast_box
-from mammoseg.runtime import Network
 from mammoseg.runtime.torch_runtime import ModuleNetwork, build
 from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec
 from mammoseg.types import Detections, Findings, Mammogram
 
+_Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 PHANTOM_SIZE = (832, 640)
 Trained = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]]
 
@@ -70,13 +70,13 @@ def measure_parity(directory: Path, trained: Trained, images: Sequence[Path] = (
 class _Both:
     """Runs two networks on the same input, keeps count of how far they are apart, answers with the second one's."""
 
-    def __init__(self, tested: Network, reference: Network) -> None:
+    def __init__(self, tested: _Run, reference: _Run) -> None:
         self._tested, self._reference = tested, reference
         self.difference, self.total, self.values = 0.0, 0.0, 0
         self.dice: list[float] = []
 
     def __call__(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        expected = self._reference(x)
+        expected = list(self._reference(x))
         for a, b in zip(self._tested(x), expected, strict=True):
             p, q = 1 / (1 + np.exp(-a.astype(np.float64))), 1 / (1 + np.exp(-b.astype(np.float64)))
             self.difference = max(self.difference, float(np.abs(p - q).max()))
