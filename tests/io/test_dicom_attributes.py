@@ -142,8 +142,9 @@ def test_tolerated(make_dicom: Make, elements: dict[str, Any]) -> None:
         (
             {"Modality": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "BodyPartExamined": "HAND"},
             NotAMammogramError,
-            "HAND",
+            "body part",
         ),
+        ({"Modality": "SECRET^PATIENT"}, NotAMammogramError, "unknown Modality"),
         ({"NumberOfFrames": 40}, NotAMammogramError, "40 frames"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, NotAMammogramError, "tomosynthesis"),
         ({"PresentationIntentType": "FOR PROCESSING"}, NotAMammogramError, "FOR PROCESSING"),

@@ -102,7 +102,10 @@ def test_files_with_and_without_mask(tmp_path: Path) -> None:
     write_findings(tmp_path / "findings.json", f)
     assert [p.name for p in tmp_path.iterdir()] == ["findings.json"]
     by_contour = read_findings(tmp_path / "findings.json").lesions[0]
-    assert np.logical_xor(np.tri(20, 20, dtype=bool), by_contour.mask).sum() <= 20  # pixel centres on the diagonal
+    r, c = by_contour.origin_px
+    drawn = np.zeros(SIZE, dtype=bool)
+    drawn[r : r + by_contour.mask.shape[0], c : c + by_contour.mask.shape[1]] = by_contour.mask
+    assert np.logical_xor(drawn, label_image(f) == 1).sum() <= 20  # pixel centres on the diagonal
     write_mask_png(tmp_path / "mask.png", f)
     by_mask = read_findings(tmp_path / "findings.json").lesions[0]
     assert by_mask.origin_px == (10, 10)

@@ -120,6 +120,7 @@ def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str
     pixels = render(values, attributes.grayscale(ds, bits, signed, endian), padding)
     check_content(pixels)
     spacing_mm, spacing_source = attributes.spacing(ds)
+    intent = attributes.text(ds, "PresentationIntentType")
     return Mammogram(
         pixels=pixels,
         image_id=source,
@@ -128,7 +129,7 @@ def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str
         spacing_source=spacing_source,
         laterality=attributes.laterality(ds),
         view_position=attributes.view_position(ds),
-        presentation_intent=attributes.text(ds, "PresentationIntentType") or None,
+        presentation_intent=intent if intent == "FOR PRESENTATION" else None,
         file_sha256=file_sha256,
     )
 

@@ -43,6 +43,10 @@ _NO_IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.9.",
 )  # fmt: skip
 _NO_IMAGE_MODALITIES = frozenset({"SR", "PR", "KO", "SEG", "DOC", "RTSTRUCT", "RTPLAN", "PLAN", "REG", "FID", "AU", "ECG"})
+_MODALITIES = _NO_IMAGE_MODALITIES | {
+    "MG", "CT", "MR", "US", "NM", "PT", "XA", "RF", "BI", "BMD", "CR", "DX", "RG", "SC", "OT", "FILM", "DD", "ES", "GM",
+    "SM", "XC", "OP", "OCT", "OPT", "IO", "PX", "IVUS", "EPS", "HD", "TG", "LS", "ST", "DG", "RTIMAGE", "RTDOSE",
+}  # fmt: skip
 _PERHAPS_MODALITIES = frozenset({"CR", "DX", "RG", "SC", "OT", "FILM", "DD"})
 
 
@@ -150,7 +154,7 @@ def check_kind(ds: Dataset) -> None:
     """
     modality, sop = text(ds, "Modality"), text(ds, "SOPClassUID")
     if modality in _NO_IMAGE_MODALITIES or sop.startswith(_NO_IMAGE_CLASSES):
-        kind = UID(sop).name if sop else modality
+        kind = _shown_class(sop) if sop else _shown_modality(modality)
         raise NotAnImageError(f"expected an image, got a DICOM object without one ({kind}); give the mammograms themselves")
     if sop in _TOMOSYNTHESIS:
         raise NotAMammogramError("expected a two-dimensional mammogram, got tomosynthesis; give the 2D or synthetic view")
@@ -164,15 +168,26 @@ def check_kind(ds: Dataset) -> None:
     body = text(ds, "BodyPartExamined")
     word_for_it = "BREAST" in body or sop in _MG_CLASSES or (view_position(ds) or "") in _VIEWS
     if modality and modality not in _PERHAPS_MODALITIES:
-        raise NotAMammogramError(f"expected a mammogram (Modality MG), got Modality {modality}; give mammograms only")
+        raise NotAMammogramError(f"expected a mammogram (Modality MG), got {_shown_modality(modality)}; give mammograms only")
     if modality and not word_for_it:
         raise NotAMammogramError(
-            f"expected a mammogram, got Modality {modality} without a breast as body part or a mammographic view; "
+            f"expected a mammogram, got {_shown_modality(modality)} without a breast as body part or a mammographic view; "
             "set Modality to MG if it is one"
         )
     if not modality and not word_for_it and (body or (sop and sop not in _PROJECTION_CLASSES)):
-        what = f"body part {body}" if body else UID(sop).name
+        what = "another body part than the breast" if body else _shown_class(sop)
         raise NotAMammogramError(f"expected a mammogram, got no Modality and {what}; set Modality to MG if it is one")
+
+
+def _shown_modality(modality: str) -> str:
+    """For messages: defined terms only, since a damaged header may hold anything here, the patient's name included."""
+    return f"Modality {modality}" if modality in _MODALITIES else "an unknown Modality"
+
+
+def _shown_class(sop: str) -> str:
+    """For messages: the name of a SOP class of the standard."""
+    name = str(UID(sop).name)
+    return name if name != sop else "an unknown SOP class"
 
 
 def grayscale(ds: Dataset, bits_stored: int, signed: bool, endian: str = "<") -> Grayscale:

@@ -76,6 +76,11 @@ def stream_size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _shown(syntax: uid.UID) -> str:
+    """For messages: the name of a transfer syntax of the standard; a damaged header may hold anything here."""
+    return str(syntax.name) if syntax in uid.AllTransferSyntaxes else "an unknown transfer syntax"
+
+
 def _check_stream(ds: Dataset, syntax: uid.UID, rows: int, columns: int) -> None:
     """Raises `DecodeError` where the first frame's codestream is missing, cut short or of another size."""
     frame = next(generate_frames(ds.PixelData, number_of_frames=1), b"").rstrip(b"\0")
@@ -85,13 +90,13 @@ def _check_stream(ds: Dataset, syntax: uid.UID, rows: int, columns: int) -> None
         return
     size = stream_size(frame)
     if size is None:
-        raise DecodeError(f"expected {syntax.name}, got other data; the file is damaged, export the image again")
+        raise DecodeError(f"expected {_shown(syntax)}, got other data; the file is damaged, export the image again")
     if size != (rows, columns):
         raise DecodeError(
             f"the header says {columns} x {rows} pixels, the compressed data {size[1]} x {size[0]}; export the image again"
         )
     if frame[-2:] != b"\xff\xd9":
-        raise DecodeError(f"the compressed pixel data ({syntax.name}) are cut short; copy the file again")
+        raise DecodeError(f"the compressed pixel data ({_shown(syntax)}) are cut short; copy the file again")
 
 
 def stored_values(ds: Dataset, rows: int, columns: int) -> NDArray[np.integer]:
@@ -103,8 +108,7 @@ def stored_values(ds: Dataset, rows: int, columns: int) -> NDArray[np.integer]:
     try:
         if syntax.is_encapsulated:
             if syntax not in _PLUGINS:
-                name = syntax.name if syntax.name != str(syntax) else "an unknown transfer syntax"
-                raise DecodeError(f"cannot decode {name}; export the image as Explicit VR Little Endian or JPEG 2000")
+                raise DecodeError(f"cannot decode {_shown(syntax)}; export the image as Explicit VR Little Endian or JPEG 2000")
             _check_stream(ds, syntax, rows, columns)
             array, _ = get_decoder(syntax).as_array(ds, index=0, raw=True, decoding_plugin=_PLUGINS[syntax])
         else:
@@ -119,7 +123,7 @@ def stored_values(ds: Dataset, rows: int, columns: int) -> NDArray[np.integer]:
     except Exception as error:  # decoders raise anything on damaged data; one bad file must never stop a batch
         if syntax == uid.JPEGExtended12Bit:
             raise DecodeError("cannot decode JPEG Extended with 12 bits; export the image as JPEG Lossless") from error
-        raise DecodeError(f"the pixel data ({syntax.name}) cannot be decoded; the file is damaged, copy it again") from error
+        raise DecodeError(f"the pixel data ({_shown(syntax)}) cannot be decoded; the file is damaged, copy it again") from error
     if array.shape != (rows, columns):
         raise DecodeError(f"expected {rows} rows of {columns} pixels, got an array of {array.shape}; export the image again")
     return np.asarray(array)

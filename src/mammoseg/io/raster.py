@@ -109,6 +109,8 @@ def _mean(array: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def _decode(data: bytes, kind: Kind, container: _Container) -> NDArray[np.generic]:
+    if kind == "tiff":
+        data = _plain_tiff(data)
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -194,6 +196,19 @@ def _tiff_tags(data: bytes) -> dict[int, int]:
     except struct.error:
         return {}
     return tags
+
+
+def _plain_tiff(data: bytes) -> bytes:
+    """The TIFF with its orientation and "white is zero" tags neutralised: OpenCV heeds them for some depths only."""
+    order = "<" if data[:2] == b"II" else ">"
+    start = struct.unpack(order + "I", data[4:8])[0]
+    out = bytearray(data)
+    for i in range(struct.unpack(order + "H", data[start : start + 2])[0]):
+        at = start + 2 + 12 * i
+        tag, kind, number, value = struct.unpack(order + "HHIH", data[at : at + 10])
+        if kind == 3 and number == 1 and (tag == 274 or (tag == 262 and value == 0)):
+            out[at + 8 : at + 10] = struct.pack(order + "H", 1)
+    return bytes(out)
 
 
 def _pgm(data: bytes) -> FloatImage:
