@@ -239,7 +239,7 @@ def test_the_full_network_overfits_eight_real_images(shared_dir: Path, tmp_path:
         loss=SegmentationLossConfig(bce_weight=1.0),
         spec=SegmenterSpec(output="L4"),
         training=LoopConfig(
-            steps=120, batch_size=8, learning_rate=1e-3, backbone_factor=0.2, warmup_steps=5, ema_decay=0.0, weight_decay=0.0
+            steps=80, batch_size=8, learning_rate=1e-3, backbone_factor=0.2, warmup_steps=5, ema_decay=0.0, weight_decay=0.0
         ),
     )
     torch.manual_seed(0)
