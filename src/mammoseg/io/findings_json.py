@@ -6,10 +6,7 @@ candidate so keep the same box and the same score.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -22,7 +19,19 @@ from numpy.typing import NDArray
 
 from mammoseg.errors import DatasetError
 from mammoseg.geometry import mask_box
+from mammoseg.io.atomic import write_atomic
 from mammoseg.types import BoolMask, Detections, Findings, ImageInfo, Lesion
+
+__all__ = [
+    "findings_from_json",
+    "findings_to_bytes",
+    "findings_to_json",
+    "read_findings",
+    "schema",
+    "validate",
+    "write_atomic",
+    "write_findings",
+]
 
 SCHEMA_VERSION = "1.0"
 _BOX, _SCORE, _CONTOUR, _MM, _SPACING = 3, 6, 2, 4, 9
@@ -144,22 +153,6 @@ def _format(document: dict[str, Any]) -> str:
 def write_findings(path: Path, f: Findings) -> None:
     """Writes `f` to `path` as JSON: validated first, then atomically. Raises `DatasetError` where they cannot be written."""
     write_atomic(path, findings_to_bytes(f))
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that at any moment there is the old file, the whole new one, or none."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def read_findings(path: Path) -> Findings:

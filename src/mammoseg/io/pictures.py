@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.geometry import Transform
-from mammoseg.io.findings_json import write_atomic
+from mammoseg.io.atomic import write_atomic
 from mammoseg.types import Annotation, Findings, Lesion, Mammogram
 
 HEIGHT_MAX_PX = 1600
