@@ -51,7 +51,9 @@ def tiny_bundle(model_directories: tuple[Path, Path], tmp_path_factory: pytest.T
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     pipeline = {"fusion": {"score_min": 0.05}}
-    make_bundle(*model_directories, out, BundleOptions("tiny", pipeline, metrics={"note": "random weights"}))
+    make_bundle(
+        *model_directories, out, BundleOptions("tiny", pipeline, metrics={"note": "random weights"}, quantise_from=1024)
+    )
     return out
 
 

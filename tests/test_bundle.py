@@ -26,7 +26,7 @@ def _state() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_weights_come_back_within_their_types_precision(tmp_path: Path, dtype: b.WeightType) -> None:
     state = _state()
-    b.save_weights(tmp_path / "w.safetensors", state, dtype)
+    b.save_weights(tmp_path / "w.safetensors", state, dtype, quantise_from=1024)
     back = b.load_weights(tmp_path / "w.safetensors")
     assert set(back) == set(state)
     for key in ("bn.running_var", "bn.num_batches_tracked", "act.scale"):  # never squeezed
@@ -39,10 +39,24 @@ def test_weights_come_back_within_their_types_precision(tmp_path: Path, dtype: b
     assert (error.max() > 0) == (dtype != "float32")
 
 
-def test_int8_is_a_quarter_of_float32(tmp_path: Path) -> None:
-    state = {"w": np.random.default_rng(1).normal(size=(64, 64, 3, 3)).astype(np.float32)}
-    b.save_weights(tmp_path / "w.safetensors", state, "int8")
-    assert (tmp_path / "w.safetensors").stat().st_size < state["w"].nbytes / 4 + 1000
+def test_int8_is_a_quarter_of_float32_with_a_scale_for_each_32_input_channels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    values = (
+        rng.normal(size=(64, 96, 3, 3)).astype(np.float32) * np.repeat([1, 0.01, 100], 32).astype(np.float32)[:, None, None]
+    )
+    b.save_weights(tmp_path / "w.safetensors", {"w": values}, "int8", quantise_from=1024)
+    assert (tmp_path / "w.safetensors").stat().st_size < values.nbytes / 4 + 64 * 3 * 4 + 1000
+    back = b.load_weights(tmp_path / "w.safetensors")["w"]
+    for part in range(3):
+        group = values[:, 32 * part : 32 * part + 32]
+        allowed = np.abs(group).max(axis=(1, 2, 3)) / 254 * 1.0001
+        assert (np.abs(back[:, 32 * part : 32 * part + 32] - group).max(axis=(1, 2, 3)) <= allowed).all()
+
+
+def test_int8_leaves_small_tensors_as_float16(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(64, 64, 3, 3)).astype(np.float32)
+    b.save_weights(tmp_path / "w.safetensors", {"w": values}, "int8")
+    assert np.array_equal(b.load_weights(tmp_path / "w.safetensors")["w"], values.astype(np.float16).astype(np.float32))
 
 
 def test_float16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:

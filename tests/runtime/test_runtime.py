@@ -41,7 +41,7 @@ def _write(folder: Path, kind: str, network: Any, config: dict[str, Any], dtype:
     from mammoseg.experiments.export import export_graph
 
     (folder / f"{kind}.onnx").write_bytes(export_graph(network).SerializeToString())
-    b.save_weights(folder / f"{kind}.safetensors", {k: v.numpy() for k, v in network.state_dict().items()}, dtype)
+    b.save_weights(folder / f"{kind}.safetensors", {k: v.numpy() for k, v in network.state_dict().items()}, dtype, 1024)
     (folder / "config.json").write_text(json.dumps({"networks": {kind: {"config": config}}}))
 
 

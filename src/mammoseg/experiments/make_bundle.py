@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mammoseg import __version__
-from mammoseg.bundle import FORMAT, State, WeightType, save_weights, write_sums
+from mammoseg.bundle import FORMAT, QUANTISE_FROM, State, WeightType, save_weights, write_sums
 from mammoseg.config import from_dict, to_dict
 from mammoseg.errors import UsageError
 from mammoseg.experiments.card import write_card
@@ -25,7 +25,7 @@ class BundleOptions:
     """name: of the bundle. pipeline: its settings, what differs from the defaults (operating point, fusion, scales).
 
     detector_weights, segmenter_weights: how parameters are stored. metrics: results to keep in metrics.json, JSON-able.
-    images: mammograms to measure parity on; phantoms where there are none.
+    images: mammograms to measure parity on; phantoms where there are none. quantise_from: see `save_weights`.
     """
 
     name: str = "mammoseg"
@@ -34,6 +34,7 @@ class BundleOptions:
     segmenter_weights: WeightType = "int8"
     metrics: Mapping[str, Any] = field(default_factory=dict)
     images: Sequence[Path] = ()
+    quantise_from: int = QUANTISE_FROM
 
 
 def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: BundleOptions | None = None) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: Bun
         network = build(kind, model.config, state)
         channels = int(next(v for v in network.state_dict().values() if v.ndim == 4).shape[1])
         (out / f"{kind}.onnx").write_bytes(export_graph(network, channels).SerializeToString(deterministic=True))
-        save_weights(out / f"{kind}.safetensors", state, stored[kind])
+        save_weights(out / f"{kind}.safetensors", state, stored[kind], chosen.quantise_from)
     networks = {kind: {"config": m.config, "spec": m.spec, "weights": stored[kind]} for kind, m in models.items()}
     config = {
         "format": FORMAT,
