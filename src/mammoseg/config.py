@@ -20,8 +20,10 @@ from mammoseg.errors import ConfigError
 T = TypeVar("T")
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Builds the dataclass `cls` from a nested mapping; missing keys keep their defaults.
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
+    """Builds the dataclass `cls` from a nested mapping; missing keys keep their values in `base`, or their defaults.
+
+    A nested group stands over the value its enclosing class has for it, not over its own class's defaults.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Example:
@@ -32,15 +34,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     mammoseg.errors.ConfigError: unknown setting 'score_mim'; did you mean 'score_min'?
     """
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else key
-        if key not in names:
-            raise ConfigError(f"unknown setting {path!r}; {_suggest(key, names, where)}")
-        kwargs[key] = _convert(hints[key], value, path)
+        if key not in fields:
+            raise ConfigError(f"unknown setting {path!r}; {_suggest(key, list(fields), where)}")
+        held = _default(fields[key]) if base is None else getattr(base, key)
+        kwargs[key] = _convert(hints[key], value, path, held)
     try:
-        return cls(**kwargs)
+        return cls(**kwargs) if base is None else dataclasses.replace(base, **kwargs)  # type: ignore[type-var]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where or cls.__name__}: {error}") from error
 
@@ -76,6 +79,10 @@ def with_sets(config: T, sets: Iterable[str]) -> T:
     return from_dict(type(config), values)
 
 
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _put(values: dict[str, Any], keys: list[str], value: Any, cls: Any) -> None:
     node, path = values, ""
     for key in keys[:-1]:
@@ -105,16 +112,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def _convert(hint: Any, value: Any, path: str, held: Any = None) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: expected a group of settings, got {value!r}")
-        return from_dict(hint, value, path)  # type: ignore[arg-type]
+        return from_dict(hint, value, path, held if type(held) is hint else None)  # type: ignore[arg-type]
     if origin in (typing.Union, _types.UnionType):
-        return _convert_union(args, value, path)
+        return _convert_union(args, value, path, held)
     if origin is typing.Literal:
         if value not in args:
             raise ConfigError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")
@@ -134,7 +141,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return _scalar(hint, value, path)
 
 
-def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
+def _convert_union(args: tuple[Any, ...], value: Any, path: str, held: Any) -> Any:
     if value is None and type(None) in args:
         return None
     errors = []
@@ -142,7 +149,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
         if arg is type(None):
             continue
         try:
-            return _convert(arg, value, path)
+            return _convert(arg, value, path, held)
         except ConfigError as error:
             errors.append(str(error))
     raise ConfigError(errors[0])

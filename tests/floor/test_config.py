@@ -40,6 +40,18 @@ def test_toml_holds_differences_and_sets_come_on_top(tmp_path: Path) -> None:
     assert got == Outer(Inner(score_min=0.1, name="breast"), steps=7, extra={"b": 2.0})
 
 
+@dataclass(frozen=True)
+class Special:
+    detection: Inner = field(default_factory=lambda: Inner(score_min=0.9, name="special"))
+
+
+def test_a_group_stands_over_the_enclosing_default(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[detection]\nmethod = "nms"\n')
+    assert config.load_toml(Special, path).detection == Inner(score_min=0.9, name="special", method="nms")
+    assert config.from_dict(Inner, {"method": "nms"}, base=Inner(0.7)) == Inner(0.7, method="nms")
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
