@@ -14,11 +14,24 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
+from mammoseg.bundle import default_bundle
 from mammoseg.config import load_toml, with_sets
 from mammoseg.errors import ConfigError, UsageError
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+_MODEL = "OUT/model of a training run, a bundle, or the word installed"
+
+
+class _ModelPath(click.ParamType[Path]):
+    """A model directory or a bundle; "installed" is the bundle inside the package."""
+
+    name = "model"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return default_bundle() if value == "installed" else Path(str(_FOLDER.convert(value, param, ctx)))
 
 
 @click.group()
@@ -32,7 +45,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the run."),
         click.option("--config", type=_FILE, metavar="TOML", help="Settings that differ from the defaults (the paper's)."),
         click.option("--fold", type=_FILE, metavar="JSON", help="Which patients to train and to validate on."),
-        click.option("--init", type=_FOLDER, metavar="MODEL", help="Model directory or bundle to start from (fine-tuning)."),
+        click.option("--init", type=_ModelPath(), metavar="MODEL", help=f"Start from it (fine-tuning): {_MODEL}."),
         click.option("--resume", is_flag=True, help="Go on with the run in OUT, to the same curve as if never stopped."),
         click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting (may be repeated)."),
     ]
@@ -67,8 +80,8 @@ def bundle() -> None:
 
 
 @bundle.command("make")
-@click.option("--detector", required=True, type=_FOLDER, metavar="MODEL", help="OUT/model of `mammoseg train detector`.")
-@click.option("--segmenter", required=True, type=_FOLDER, metavar="MODEL", help="OUT/model of `mammoseg train segmenter`.")
+@click.option("--detector", required=True, type=_ModelPath(), metavar="MODEL", help=f"The detector: {_MODEL}.")
+@click.option("--segmenter", required=True, type=_ModelPath(), metavar="MODEL", help=f"The segmenter: {_MODEL}.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.")
 @click.option("--name", help="Name of the bundle; OUT's by default.")
 @click.option("--metrics", type=_FILE, metavar="JSON", help="Results to keep in the bundle, such as evaluation figures.")

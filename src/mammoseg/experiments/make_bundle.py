@@ -15,9 +15,10 @@ from mammoseg.errors import UsageError
 from mammoseg.experiments.card import write_card
 from mammoseg.experiments.export import export_graph
 from mammoseg.experiments.parity import measure_parity
+from mammoseg.experiments.start import open_model
 from mammoseg.pipeline import PipelineConfig
 from mammoseg.runtime.torch_runtime import build
-from mammoseg.training.checkpoint import Model, load_model
+from mammoseg.training.checkpoint import Model
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BundleOptions:
 
 
 def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: BundleOptions | None = None) -> dict[str, Any]:
-    """Writes a bundle to `out` from two model directories (`model.json`, `model.safetensors`); returns its metrics.
+    """Writes a bundle to `out` from two trained networks, each a model directory or a bundle; returns its metrics.
 
     Raises `UsageError` where `out` is not empty or a directory holds the wrong kind of model, `BundleError` where a network
     cannot be exported.
@@ -47,12 +48,10 @@ def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: Bun
     settings = from_dict(PipelineConfig, chosen.pipeline, "pipeline")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; name another folder for the bundle")
-    models = {"detector": load_model(detector_dir), "segmenter": load_model(segmenter_dir)}
+    models = {"detector": open_model(detector_dir, "detector"), "segmenter": open_model(segmenter_dir, "segmenter")}
     stored: dict[str, WeightType] = {"detector": chosen.detector_weights, "segmenter": chosen.segmenter_weights}
     out.mkdir(parents=True, exist_ok=True)
     for kind, model in models.items():
-        if model.kind != kind:
-            raise UsageError(f"expected a {kind} among the two model directories, got a {model.kind}")
         state: State = {k: v.numpy() for k, v in model.state.items()}
         network = build(kind, model.config, state)
         channels = int(next(v for v in network.state_dict().values() if v.ndim == 4).shape[1])

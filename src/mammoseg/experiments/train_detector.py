@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mammoseg.bundle import hash_file, hash_patient, open_bundle
+from mammoseg.bundle import hash_file, hash_patient
 from mammoseg.config import from_dict, to_dict
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold, select
@@ -22,9 +22,10 @@ from mammoseg.detection.predictor import DetectorSpec
 from mammoseg.detection.training import DetectionTask, SamplingConfig
 from mammoseg.detection.yolov3 import YoloConfig, YoloV3
 from mammoseg.errors import TrainingError
+from mammoseg.experiments.start import open_model
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.resize import FrameConfig, frame_transform
-from mammoseg.training.checkpoint import load_model, save_model
+from mammoseg.training.checkpoint import Model, save_model
 from mammoseg.training.loop import LoopConfig, fit
 from mammoseg.training.seeding import seed_all
 from mammoseg.types import DatasetItem, Fold, Size
@@ -92,10 +93,11 @@ def train_detector(
     split = _fold(config, items, out, fold)
     chosen = select(items, split, "train")
     frame, network = config.frame, config.network
-    start = _start(init)
-    if start is not None:
+    start = open_model(init, "detector") if init else None
+    started = from_dict(DetectorSpec, start.spec) if start else None
+    if start is not None and started is not None:
         held = {"fold_norm": network.fold_norm, "frozen_stages": network.frozen_stages}
-        frame, network = start.spec.frame, from_dict(YoloConfig, start.network | held)
+        frame, network = started.frame, from_dict(YoloConfig, start.config | held)
     cached = {c.item.image_id: c for c in cached_images(items, Path(config.cache), frame, config.cache_height)}
     train = [cached[i.image_id] for i in chosen]
     validation = [cached[i.image_id] for i in select(items, split, "validation")]
@@ -103,7 +105,7 @@ def train_detector(
         train = [train[i] for i in np.random.default_rng(config.training.seed).permutation(len(train))[: config.images]]
     if not any(len(c.boxes) for c in train):
         raise TrainingError(f"{data}: no box on the training side of the fold; nothing to learn from")
-    spec = start.spec if start is not None else _spec(config, train)
+    spec = started or _spec(config, train)
     seed_all(config.training.seed)
     model = YoloV3(network)
     if start is not None:
@@ -130,36 +132,6 @@ def train_detector(
         }
         save_model(target, "detector", result.state, to_dict(network), to_dict(spec), record)
     return target
-
-
-@dataclass(frozen=True)
-class _Start:
-    state: dict[str, np.ndarray]
-    network: dict[str, Any]
-    spec: DetectorSpec
-    images: frozenset[str]
-    patients: frozenset[str]
-
-
-def _start(init: Path | None) -> _Start | None:
-    """The model to start from: a model directory, or a bundle."""
-    if init is None:
-        return None
-    if (init / "model.json").is_file():
-        model = load_model(init)
-        if model.kind != "detector":
-            raise TrainingError(f"{init}: expected a detector to start from, got a {model.kind}")
-        seen = frozenset(model.record.get("image_sha256", ())), frozenset(model.record.get("patient_sha256", ()))
-        return _Start({k: v.numpy() for k, v in model.state.items()}, model.config, from_dict(DetectorSpec, model.spec), *seen)
-    bundle = open_bundle(init)
-    described = bundle.config["networks"]["detector"]
-    return _Start(
-        bundle.state("detector"),
-        described["config"],
-        from_dict(DetectorSpec, described["spec"]),
-        frozenset(bundle.training.get("image_sha256", ())),
-        frozenset(bundle.training.get("patient_sha256", ())),
-    )
 
 
 def _fold(config: DetectorTrainConfig, items: Sequence[DatasetItem], out: Path, fold: Path | None) -> Fold:
@@ -213,8 +185,9 @@ def _load_backbone(model: YoloV3, path: Path) -> None:
     log.info("backbone starts from %s", path.name)
 
 
-def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: _Start | None) -> dict[str, Any]:
+def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: Model | None) -> dict[str, Any]:
     """What was trained on; what the model it started from had seen counts as seen."""
+    seen = start.record if start else {}
     name = Path(data.partition(":")[2] or data)
     name = name.parent if name.suffix else name
     return {
@@ -222,8 +195,8 @@ def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: _Start |
         "fold": fold.name,
         "fold_hash": fold.content_hash,
         "n_images": len(train),
-        "image_sha256": sorted({hash_file(Path(c.item.path)) for c in train} | (start.images if start else set())),
+        "image_sha256": sorted({hash_file(Path(c.item.path)) for c in train}.union(seen.get("image_sha256", ()))),
         "patient_sha256": sorted(
-            {hash_patient(name.name, c.item.patient_id) for c in train} | (start.patients if start else set())
+            {hash_patient(name.name, c.item.patient_id) for c in train}.union(seen.get("patient_sha256", ()))
         ),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mammoseg.bundle import hash_file, hash_patient, load_weights
+from mammoseg.bundle import hash_file, hash_patient
 from mammoseg.config import to_dict
 from mammoseg.datasets import parse_spec, read_dataset
 from mammoseg.datasets.splits import load_fold, select
 from mammoseg.errors import ConfigError, TrainingError
+from mammoseg.experiments.start import open_model
 from mammoseg.io.load import load_mammogram
 from mammoseg.preprocessing.crops import (
     CropConfig,
@@ -33,7 +33,7 @@ from mammoseg.segmentation.losses import SegmentationLossConfig, deep_supervisio
 from mammoseg.segmentation.predictor import SegmenterSpec, merge_outputs, normalise
 from mammoseg.segmentation.unetpp import UNetPlusPlusConfig
 from mammoseg.segmentation.vgg import load_vgg
-from mammoseg.training.checkpoint import load_model, save_model
+from mammoseg.training.checkpoint import save_model
 from mammoseg.training.loop import LoopConfig, fit
 from mammoseg.training.seeding import batch_indices, generator
 from mammoseg.types import BoolMask, Boxes, DatasetItem, FloatImage
@@ -232,20 +232,11 @@ def _start(
         if backbone is None:
             raise ConfigError("backbone_weights: this network has no backbone to load them into")
         return load_vgg(backbone, Path(config.backbone_weights)), ((), ())
-    if (init / "model.json").is_file():
-        loaded = load_model(init)
-        if loaded.kind != "segmenter":
-            raise TrainingError(f"{init}: expected a segmenter to start from, got a {loaded.kind}")
-        state, record = dict(loaded.state), loaded.record
-        words = f"a segmenter trained before ({record.get('dataset', 'unknown data')}; {record.get('start', 'unknown start')})"
-    else:
-        arrays = load_weights(init / "segmenter.safetensors")
-        state = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
-        training = init / "training.json"
-        record = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}
-        words = "the segmenter of a bundle"
+    loaded = open_model(init, "segmenter")
+    record = loaded.record
+    words = f"a segmenter trained before ({record.get('dataset', 'unknown data')}; {record.get('start', 'unknown start')})"
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(loaded.state)
     except RuntimeError as error:
         problem = str(error).splitlines()[-1].strip()
         raise TrainingError(f"{init}: its weights do not fit the configured network: {problem}") from error
