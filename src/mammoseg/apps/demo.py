@@ -53,22 +53,21 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
     jobs = [Job(image) for image in found.images]
     outcome = run_with_progress(jobs, Plan(bundle.directory, settings_of(bundle), results, FORMATS, {}), 1)
     table = Table(title=f"Masses found by {bundle.name}")
-    for column in ("image", "view", "mass", "score", "size (mm)", "area (mm²)", "where (x, y)"):
+    for column in ("image", "view", "mass", "score", "size (mm)", "where (x, y)"):
         table.add_column(column, justify="left" if column in ("image", "view") else "right")
     for findings in read_results(results, [job.image.folder for job in jobs]):
         image = findings["image"]
         view = f"{image['laterality'] or ''}{image['view_position'] or ''}"
         if findings["status"] != "processed":
-            table.add_row(image["source"], view, findings["status"], "", findings["reason"], "", "")
+            table.add_row(image["source"], view, findings["status"], "", findings["reason"], "")
         elif not findings["lesions"]:
-            table.add_row(image["source"], view, "none found", "", "", "", "")
+            table.add_row(image["source"], view, "none found", "", "", "")
         for lesion in findings["lesions"]:
             known = lesion["long_axis_mm"] is not None
             size = f"{lesion['long_axis_mm']:.1f} × {lesion['short_axis_mm']:.1f}" if known else "unknown"
-            area = f"{lesion['area_mm2']:.0f}" if known else "unknown"
             x1, y1, x2, y2 = lesion["box_xyxy"]
             where = f"{(x1 + x2) / 2:.0f}, {(y1 + y2) / 2:.0f}"
-            table.add_row(image["source"], view, str(lesion["id"]), f"{lesion['score']:.2f}", size, area, where)
+            table.add_row(image["source"], view, str(lesion["id"]), f"{lesion['score']:.2f}", size, where)
     Console().print(table)
     click.echo("These are synthetic images and research software: nothing here is for clinical use.")
     click.echo(
