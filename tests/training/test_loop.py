@@ -48,6 +48,45 @@ class TinyTask:
 CONFIG = LoopConfig(steps=23, batch_size=2, log_every=4, checkpoint_every=5, validate_every=6, warmup_steps=3, ema_decay=0.9)
 
 
+class _BadGradient(torch.autograd.Function):
+    """A finite value whose gradient is not."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * float("inf")
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint_sound(tmp_path: Path) -> None:
+    class BadGradientTask(TinyTask):
+        def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+            parts = super().loss(model, batch)
+            return parts | {"loss": _BadGradient.apply(parts["loss"])} if self.calls == 13 else parts
+
+    with pytest.raises(TrainingError, match="the gradient is not finite at step 12"):
+        fit(BadGradientTask(), CONFIG, tmp_path, resume=False)
+    kept = latest_checkpoint(tmp_path / "checkpoints")
+    assert kept is not None
+    assert kept.step == 10
+    assert all(torch.isfinite(v).all() for v in kept.model.values() if v.is_floating_point())
+    assert fit(TinyTask(), CONFIG, tmp_path, resume=True).steps == CONFIG.steps
+
+
+def test_a_resumed_run_killed_at_once_keeps_the_curve(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    fit(TinyTask(), CONFIG, whole, resume=False)
+    out = tmp_path / "killed"
+    for calls in (14, 1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(TinyTask(stop_at=calls), CONFIG, out, resume=(out / "checkpoints").exists())
+        assert read_curve(out / "curve.csv")
+    fit(TinyTask(), CONFIG, out, resume=True)
+    assert (out / "curve.csv").read_bytes() == (whole / "curve.csv").read_bytes()
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("killed_at", [1, 5, 14])
 def test_killed_and_resumed_run_gives_the_same_curve_and_weights(tmp_path: Path, optimizer: str, killed_at: int) -> None:

@@ -106,8 +106,14 @@ class Detector:
     def __init__(self, network: Network, spec: DetectorSpec) -> None:
         self.network, self.spec = network, spec
 
-    def detect(self, mammogram: Mammogram, scales: Sequence[Size] | None = None, score_min: float = 0.005) -> list[Detections]:
-        """One `Detections` per scale (H, W), native frame, best first, after NMS at IoU 0.45 within the scale.
+    def detect(
+        self,
+        mammogram: Mammogram,
+        scales: Sequence[Size] | None = None,
+        score_min: float = 0.005,
+        nms_iou: float = NMS_IOU,
+    ) -> list[Detections]:
+        """One `Detections` per scale (H, W), native frame, best first, after NMS at IoU `nms_iou` within the scale.
 
         scales: multiples of the coarsest stride; None takes those of the spec. score_min: the lowest score kept.
         """
@@ -117,9 +123,11 @@ class Detector:
             if height % coarsest or width % coarsest or min(height, width) < coarsest:
                 raise ValueError(f"detect: expected scales whose sides are multiples of {coarsest}, got {width}x{height} (WxH)")
         measured = measure(mammogram.pixels, self.spec.frame)
-        return [self.detect_at(mammogram.pixels, measured, size, score_min) for size in sizes]
+        return [self.detect_at(mammogram.pixels, measured, size, score_min, nms_iou) for size in sizes]
 
-    def detect_at(self, pixels: FloatImage, measured: FrameMeasure, size: Size, score_min: float = 0.005) -> Detections:
+    def detect_at(
+        self, pixels: FloatImage, measured: FrameMeasure, size: Size, score_min: float = 0.005, nms_iou: float = NMS_IOU
+    ) -> Detections:
         """As `detect`, at one scale, for pixels f32[H, W] whose frame is measured already."""
         image, transform = network_frame(pixels, measured, size, self.spec.frame.aspect)
         grey = (image - np.float32(self.spec.mean)) / np.float32(self.spec.std)
@@ -130,7 +138,7 @@ class Detector:
         boxes = clip_boxes(transform.inverse(native).boxes(boxes), native)
         solid = np.flatnonzero(box_area(boxes) > 0)
         boxes, scores = boxes[solid], scores[solid]
-        kept = nms(boxes, scores)
+        kept = nms(boxes, scores, nms_iou)
         return Detections(boxes[kept], scores[kept].clip(0.0, 1.0), native, f"{size[1]}x{size[0]}")
 
 

@@ -76,9 +76,10 @@ def assign_dense(
     for level, (stride, (h, w)) in enumerate(zip(strides, maps, strict=True)):
         which, anchor = similar[:, level * per_scale : (level + 1) * per_scale].nonzero(as_tuple=True)
         centre = (boxes[which, :2] + boxes[which, 2:]) / 2 / stride  # (P, 2)
-        cell = centre.floor().long()[:, None] + offsets[None]  # (P, O, 2)
-        inside = centre[:, None] - cell
         limit = torch.tensor([w, h], device=boxes.device)
+        home = torch.minimum(centre.floor().long(), limit - 1)  # a centre on the far edge belongs to the last cell
+        cell = home[:, None] + offsets[None]  # (P, O, 2)
+        inside = centre[:, None] - cell
         own = (offsets == 0).all(dim=-1)[None]
         good = ((inside > -reach) & (inside < 1 + reach)).all(dim=-1) | own
         good &= ((cell >= 0) & (cell < limit)).all(dim=-1)

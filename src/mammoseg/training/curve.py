@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mammoseg.io.atomic import write_atomic
 
 log = logging.getLogger("mammoseg.training")
 _HEADER = ["step", "split", "metric", "value"]
@@ -24,10 +27,13 @@ class Curve:
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / "curve.csv"
         kept = [row for row in read_curve(self.path) if row[0] <= first]
-        self._file = self.path.open("w", newline="", encoding="utf-8")
+        text = io.StringIO()
+        start = csv.writer(text, lineterminator="\n")
+        start.writerow(_HEADER)
+        start.writerows((s, split, metric, repr(value)) for s, split, metric, value in kept)
+        write_atomic(self.path, text.getvalue().encode())  # whole at every moment: a run may be killed while it resumes
+        self._file = self.path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(_HEADER)
-        self._writer.writerows((s, split, metric, repr(value)) for s, split, metric, value in kept)
         from torch.utils.tensorboard import SummaryWriter
 
         self._board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=first + 1 if first else None)  # type: ignore[no-untyped-call]

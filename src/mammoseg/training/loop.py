@@ -258,16 +258,22 @@ def _step(
     values = {k: float(v.detach()) for k, v in parts.items()}
     if not all(math.isfinite(v) for v in values.values()):
         listed = ", ".join(f"{k}={v:g}" for k, v in values.items())
-        raise TrainingError(
-            f"the loss is not finite at step {step} ({listed}); the checkpoint before it is kept: "
-            "lower training.learning_rate or training.gradient_clip and go on with --resume"
-        )
+        raise _not_finite("the loss", step, listed)
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(parts["loss"])
-    if config.gradient_clip:
-        fabric.clip_gradients(model, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
+    norm = fabric.clip_gradients(model, optimizer, max_norm=config.gradient_clip or math.inf, error_if_nonfinite=False)
+    # With 16-mixed the scaler itself skips steps whose gradients overflow.
+    if norm is not None and config.precision != "16-mixed" and not torch.isfinite(norm):
+        raise _not_finite("the gradient", step, f"norm {float(norm):g}, loss {values['loss']:g}")
     optimizer.step()
     return values
+
+
+def _not_finite(what: str, step: int, listed: str) -> TrainingError:
+    return TrainingError(
+        f"{what} is not finite at step {step} ({listed}); the checkpoint before it is kept: "
+        "lower training.learning_rate or training.gradient_clip and go on with --resume"
+    )
 
 
 @torch.no_grad()
