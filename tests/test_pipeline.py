@@ -82,3 +82,9 @@ def test_wrong_settings_and_bundles_are_named(tiny_bundle: Path, tmp_path: Path)
         mammoseg.load(tmp_path / "nowhere")
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         mammoseg.laod  # noqa: B018
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "NaN"])
+def test_a_score_that_cannot_be_is_refused(tiny_bundle: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"score_min: expected a number from 0 to 1"):
+        mammoseg.load(tiny_bundle, [f"detection.score_min={value}"])

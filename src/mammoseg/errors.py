@@ -22,7 +22,12 @@ class DecodeError(ImageError):
 
 
 class NotAMammogramError(ImageError):
-    """The file was decoded, but what it shows is no mammogram we can analyse (status `rejected`)."""
+    """The file was decoded, but what it shows is no mammogram we can analyse (status `rejected`).
+
+    size: (height, width) of the stored image in pixels where the file tells it, else None.
+    """
+
+    size: tuple[int, int] | None = None
 
 
 class NotAnImageError(ImageError):

@@ -23,7 +23,7 @@ from mammoseg.io.load import load_array, load_mammogram
 from mammoseg.provenance import describe_run
 from mammoseg.reconstruction import ReconstructionConfig, reconstruct
 from mammoseg.runtime import RuntimeConfig, load_network
-from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec
+from mammoseg.segmentation.predictor import Segmenter, read_spec
 from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, Size, Spacing, Status
 
 
@@ -37,6 +37,8 @@ class DetectionConfig:
     def __post_init__(self) -> None:
         if any(side < 32 or side % 32 for size in self.scales for side in size):
             raise ValueError(f"scales: expected sides that are multiples of 32, got {self.scales}")
+        if not 0.0 <= self.score_min <= 1.0:
+            raise ValueError(f"score_min: expected a number from 0 to 1, got {self.score_min}")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class Pipeline:
     def analyze(self, mammogram: Mammogram, boxes: Detections | None = None) -> Findings:
         """The masses of one mammogram. boxes: given boxes to delineate instead of detecting (native frame)."""
         if boxes is None:
-            per_scale = self.detector.detect(mammogram, self.config.detection.scales or None, self.config.detection.score_min)
-            found = fuse(per_scale, self.config.fusion)
+            d, fusion = self.config.detection, self.config.fusion
+            per_scale = self.detector.detect(mammogram, d.scales or None, d.score_min, fusion.nms_iou)
+            found = fuse(per_scale, fusion)
         else:
             per_scale, found = [Detections.empty(mammogram.size)], boxes.best_first()
         masks = self.segmenter.segment(mammogram, found.boxes)
@@ -90,7 +93,8 @@ class Pipeline:
         """Findings that say why a file was not processed."""
         status: Status = "rejected" if isinstance(error, NotAMammogramError) else "failed"
         digest = hash_if_readable(path)
-        info = ImageInfo(source, file_sha256=digest, seen_in_training=self.bundle.has_seen(digest))
+        height, width = (error.size if isinstance(error, NotAMammogramError) else None) or (None, None)
+        info = ImageInfo(source, height, width, file_sha256=digest, seen_in_training=self.bundle.has_seen(digest))
         return Findings(info, status, str(error), provenance=self.provenance)
 
     def _image_info(self, m: Mammogram) -> ImageInfo:
@@ -119,7 +123,7 @@ def load(bundle: Path | str | None = None, sets: Iterable[str] = (), config: Pip
     detector, segmenter = (load_network(opened.directory, name, settings.runtime) for name in ("detector", "segmenter"))
     return Pipeline(
         Detector(detector, from_dict(DetectorSpec, networks["detector"]["spec"])),
-        Segmenter(segmenter, from_dict(SegmenterSpec, networks["segmenter"]["spec"])),
+        Segmenter(segmenter, read_spec(networks["segmenter"]["spec"])),
         settings,
         opened,
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mammoseg.detection import BACKBONES, CONFIGS, DETECTORS, build_detector, lookup
+from mammoseg.detection import BACKBONES, DETECTORS, build_detector, lookup
 from mammoseg.detection.darknet_weights import Header, load_darknet, load_timm_darknet53, save_darknet
 from mammoseg.detection.efficientnet_lite import EfficientNetLite
 from mammoseg.detection.yolov3 import Darknet53, YoloConfig, YoloV3
@@ -174,10 +174,10 @@ def test_imagenet_weights_load_strictly_and_give_alive_features(shared_dir: Path
 
 
 def test_registry_names_things_that_are_there_and_suggests() -> None:
-    for registry in (DETECTORS, CONFIGS, BACKBONES):
+    for registry in (DETECTORS, BACKBONES):
         for name in registry:
             assert callable(lookup(registry, name))
     with pytest.raises(ConfigError, match="did you mean 'yolov3'"):
-        build_detector({}, "yolov4")
+        build_detector({"arch": "yolov4"})
     with pytest.raises(ConfigError, match="did you mean"):
         build_detector({"bakbone": "darknet53"})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mammoseg.bundle import open_bundle
-from mammoseg.errors import ConfigError, UsageError
+from mammoseg.errors import ConfigError, TrainingError, UsageError
 
 torch = pytest.importorskip("torch")
 
@@ -25,10 +25,63 @@ def test_a_bundle_is_complete_and_describes_itself(tiny_bundle: Path) -> None:
     assert parity["images"] == parity["images_with_equal_lesion_count"] == 2
     assert 0 < parity["detector_probability_difference"] < 0.05
     assert 0.9 < parity["segmenter_mask_dice_mean"] <= 1
-    for words in ("CC BY 3.0", "CC BY 4.0", "Not a medical device", "int8", "float16", "random weights"):
+    for words in ("trained on: none, random weights", "Not a medical device", "int8", "float16", "random weights"):
         assert words in opened.card
     assert "/" not in json.dumps(opened.config)
     assert opened.metrics["bytes"]["detector.onnx"] < 200_000
+
+
+def test_the_card_speaks_of_the_data_this_bundle_was_made_from_and_of_no_other(tmp_path: Path) -> None:
+    from mammoseg.experiments.card import write_card
+    from mammoseg.training.checkpoint import Model
+
+    def card(detector: dict[str, object], segmenter: dict[str, object]) -> str:
+        models = {"detector": Model("detector", {}, {}, {}, detector), "segmenter": Model("segmenter", {}, {}, {}, segmenter)}
+        described = {"config": {"arch": "x", "network": {"depth": 4}}, "weights": "int8"}
+        config = {"name": "b", "made_with": "m", "networks": {"detector": described, "segmenter": described}}
+        write_card(
+            tmp_path / "card.md", config, {"bytes": dict.fromkeys(("detector.safetensors", "segmenter.safetensors"), 1)}, models
+        )
+        return (tmp_path / "card.md").read_text()
+
+    lite = {"weights": "efficientnet_lite2_imagenet1k.safetensors"}
+    shipped = card({"dataset": "cbis_ddsm_mass", "settings": lite}, {"dataset": "cdd_cesm", "start": "VGG16"})
+    for words in (
+        "CC BY 3.0",
+        "CC BY 4.0",
+        "digitised film",
+        "offered under Apache-2.0",
+        "started from: VGG16",
+        "EfficientNet-Lite",
+    ):
+        assert words in shipped
+    own = card({"dataset": "mine"}, {"dataset": "mine"})
+    for words in ("CBIS", "CESM", "CC BY", "film", "offered under", "ImageNet"):
+        assert words not in own
+    assert "**mine**: not known here" in own
+    tuned = card({"dataset": "mine", "datasets": ["cbis_ddsm_mass", "mine"]}, {"dataset": "cdd_cesm"})
+    assert "CC BY 3.0" in tuned
+    assert "**mine**: not known here" in tuned
+    assert "depth 4" in tuned
+    assert "missed more often" not in shipped + own + tuned
+
+
+def test_models_of_earlier_forms_become_bundles_of_todays(tiny_bundle: Path, model_directories: tuple[Path, Path]) -> None:
+    """The fixture's detector has no arch; early segmenters carry a threshold in their spec."""
+    import shutil
+
+    from mammoseg.experiments.make_bundle import make_bundle
+
+    assert "arch" not in json.loads((model_directories[0] / "model.json").read_text())["config"]
+    config = open_bundle(tiny_bundle).config["networks"]["detector"]["config"]
+    assert (config["arch"], config["network"]["backbone"]) == ("yolov3", "efficientnet_lite0")
+    early = tiny_bundle.parent / "early"
+    shutil.copytree(model_directories[1], early)
+    model = json.loads((early / "model.json").read_text())
+    model["spec"]["threshold"] = 0.5
+    (early / "model.json").write_text(json.dumps(model))
+    make_bundle(model_directories[0], early, early / "bundle")
+    assert "threshold" not in open_bundle(early / "bundle").config["networks"]["segmenter"]["spec"]
 
 
 def test_torch_reads_the_bundle_back_to_go_on_training(tiny_bundle: Path, model_directories: tuple[Path, Path]) -> None:
@@ -55,7 +108,7 @@ def test_what_cannot_become_a_bundle_is_refused(
     detector, segmenter = model_directories
     with pytest.raises(UsageError, match="is not empty"):
         make_bundle(detector, segmenter, tiny_bundle)
-    with pytest.raises(UsageError, match="expected a detector among the two model directories, got a segmenter"):
+    with pytest.raises(TrainingError, match="expected a detector, got a segmenter"):
         make_bundle(segmenter, detector, tmp_path / "swapped")
     with pytest.raises(ConfigError, match=r"did you mean 'pipeline\.fusion'"):
         make_bundle(detector, segmenter, tmp_path / "settings", BundleOptions(pipeline={"fuson": {}}))

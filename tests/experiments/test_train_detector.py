@@ -21,10 +21,9 @@ from mammoseg.io.load import load_mammogram
 torch = pytest.importorskip("torch")
 
 from mammoseg.bundle import hash_file, hash_patient, open_bundle  # noqa: E402
-from mammoseg.detection import build_detector  # noqa: E402
+from mammoseg.detection import build_detector, network_config  # noqa: E402
 from mammoseg.detection.cache import cached_images  # noqa: E402
 from mammoseg.detection.losses import LossConfig  # noqa: E402
-from mammoseg.detection.yolov3 import YoloConfig  # noqa: E402
 from mammoseg.experiments.train_detector import DetectorTrainConfig, train_detector  # noqa: E402
 from mammoseg.preprocessing.resize import FrameConfig, measure  # noqa: E402
 from mammoseg.training.checkpoint import load_model, save_model  # noqa: E402
@@ -35,7 +34,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def small(cache: Path, steps: int = 4) -> DetectorTrainConfig:
     return DetectorTrainConfig(
-        network=YoloConfig("efficientnet_lite0", neck_widths=(8, 16, 16), neck_pairs=1, prior=0.02, fold_norm=True),
+        network={
+            "backbone": "efficientnet_lite0",
+            "neck_widths": [8, 16, 16],
+            "neck_pairs": 1,
+            "prior": 0.02,
+            "fold_norm": True,
+        },
         frame=FrameConfig("breast", "keep", "percentile"),
         loss=LossConfig("dense"),
         training=LoopConfig(steps=steps, batch_size=2, warmup_steps=1, checkpoint_every=2, log_every=1, learning_rate=1e-3),
@@ -163,7 +168,8 @@ def test_defaults_are_the_published_schedule() -> None:
     from mammoseg.training.loop import learning_rate
 
     config = DetectorTrainConfig()
-    assert (config.network.backbone, config.training.steps, config.training.batch_size) == ("darknet53", 30_000, 32)
+    network = network_config(config.arch, config.network)
+    assert (network.backbone, config.training.steps, config.training.batch_size) == ("darknet53", 30_000, 32)
     assert config.resize_every == 10
     rates = [learning_rate(config.training, s) for s in (5_000, 15_000, 25_000)]
     np.testing.assert_allclose(rates, [1e-3, 1e-4, 1e-5])

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mammoseg.config import from_dict, to_dict
+from mammoseg.errors import ConfigError
 from mammoseg.preprocessing.crops import CropConfig
-from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec, merge_outputs, normalise
+from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec, merge_outputs, normalise, read_spec
 from mammoseg.types import Mammogram
 
 RAW = CropConfig(size=64, margin=0.25, equalise=False)
@@ -109,8 +110,15 @@ def test_spec_round_trips_and_refuses_what_does_not_fit() -> None:
     assert from_dict(SegmenterSpec, to_dict(spec)) == spec
     with pytest.raises(ValueError, match="mean and std"):
         SegmenterSpec(channels=1)
-    with pytest.raises(ValueError, match="threshold"):
-        SegmenterSpec(threshold=1.0)
+    with pytest.raises(ValueError, match="batch"):
+        SegmenterSpec(batch=0)
+
+
+def test_specs_of_early_models_are_read_and_the_threshold_is_reconstructions_alone() -> None:
+    assert "threshold" not in to_dict(SegmenterSpec())
+    assert read_spec({**to_dict(PLAIN), "threshold": 0.5}) == PLAIN
+    with pytest.raises(ConfigError, match=r"did you mean 'spec\.batch'"):
+        read_spec({"bach": 2})
 
 
 def test_the_predictor_and_the_registry_import_no_torch() -> None:

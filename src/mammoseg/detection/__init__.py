@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mammoseg.config import from_dict
 from mammoseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,10 +19,7 @@ if TYPE_CHECKING:
 DETECTORS = {
     "yolov3": "mammoseg.detection.yolov3:YoloV3",
 }
-
-CONFIGS = {
-    "yolov3": "mammoseg.detection.yolov3:YoloConfig",
-}
+"""Each an `nn.Module` that is made from its `config_class`, a frozen dataclass it names as a class attribute."""
 
 BACKBONES = {
     "darknet53": "mammoseg.detection.yolov3:Darknet53",
@@ -29,15 +28,25 @@ BACKBONES = {
 }
 
 
-def build_detector(config: dict[str, Any], name: str = "yolov3") -> nn.Module:
-    """The detector `name` with the settings of its config dataclass given as a dict; (B, 3, H, W) to a list of raw maps.
+def build_detector(config: Mapping[str, Any]) -> nn.Module:
+    """A network with fresh weights from `config`, as model directories and bundles hold it: {"arch": name, "network": {…}}.
 
-    Raises ConfigError on an unknown name or setting, naming the nearest.
+    Its forward takes f32[B, C, H, W] and gives a list of raw maps. A mapping without "arch", as early models have it, holds the
+    settings of a YOLOv3. Raises ConfigError on an unknown name or setting, naming the nearest.
     """
-    from mammoseg.config import from_dict
+    arch, values = described(config)
+    module: nn.Module = lookup(DETECTORS, arch)(network_config(arch, values))
+    return module
 
-    network: nn.Module = lookup(DETECTORS, name)(from_dict(lookup(CONFIGS, name), config, "network"))
-    return network
+
+def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of the network and its settings, from what a model directory or a bundle says of it."""
+    return (str(config["arch"]), dict(config.get("network", {}))) if "arch" in config else ("yolov3", dict(config))
+
+
+def network_config(arch: str, values: Mapping[str, Any]) -> Any:
+    """The config dataclass of the detector `arch`, with `values` over its defaults."""
+    return from_dict(lookup(DETECTORS, arch).config_class, values, "network")
 
 
 def lookup(registry: dict[str, str], name: str) -> Any:

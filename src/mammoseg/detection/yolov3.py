@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mammoseg.errors import ConfigError
+from mammoseg.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ class YoloV3(nn.Module):
     Channels of anchor a: [x, y, w, h, objectness, classes...] from a·(5 + classes) on, all before any sigmoid, as in darknet.
     """
 
+    config_class: ClassVar = YoloConfig
+    strides: ClassVar = (8, 16, 32)
+
     def __init__(self, config: YoloConfig) -> None:
         super().__init__()
         self.config = config
@@ -156,6 +160,22 @@ class YoloV3(nn.Module):
         y = F.interpolate(self.up8(y), scale_factor=2.0, mode="nearest")
         _, map8 = self.scale8(torch.cat([y, f8], dim=1))
         return [map8, map16, map32]
+
+    def load_start(self, path: Path) -> None:
+        """Weights to start training from: safetensors with timm's keys (backbone), or a file in darknet's own format.
+
+        Raises TrainingError on a file that is not there or does not fit.
+        """
+        if not path.is_file():
+            raise TrainingError(f"backbone weights not found: {path}; give weights=null to start from nothing")
+        from mammoseg.detection.darknet_weights import load_darknet, load_timm_darknet53
+
+        if path.suffix != ".safetensors":
+            load_darknet(self, path)
+        elif isinstance(self.backbone, Darknet53):
+            load_timm_darknet53(self.backbone, path)
+        else:
+            self.backbone.load_imagenet(path)
 
 
 def outputs_of(config: YoloConfig) -> int:

@@ -6,26 +6,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mammoseg.experiments.start import datasets_of
 from mammoseg.training.checkpoint import Model
 
-_DATA = """\
-## Training data and licences
-
+_DATASETS = {
+    "cbis_ddsm_mass": """\
 - **CBIS-DDSM**, mass cases of the official training part, full mammograms with boxes (digitised film). Licence CC BY 3.0.
   Sawyer-Lee R, Gimenez F, Hoogi A, Rubin D. *Curated Breast Imaging Subset of Digital Database for Screening Mammography*.
   The Cancer Imaging Archive, 2016, doi 10.7937/K9/TCIA.2016.7O02S9CY. Lee RS et al. *A curated mammography data set for use in
   computer-aided detection and diagnosis research*. Scientific Data, 2017.
+""",
+    "cdd_cesm": """\
 - **CDD-CESM**, low-energy images with masks of mass-like regions. Licence CC BY 4.0. Khaled R et al. *Categorized contrast
   enhanced mammography dataset for diagnostic and artificial intelligence research*. Scientific Data, 2022; The Cancer Imaging
   Archive.
+""",
+}
+_ARCHIVE = """\
 - Clark K et al. *The Cancer Imaging Archive (TCIA): maintaining and operating a public information repository*. Journal of
   Digital Imaging, 2013.
-- ImageNet-trained starting weights: EfficientNet-Lite (Apache-2.0) for the detector, VGG16 (BSD-3-Clause) for the segmenter's
-  encoder, "VGG19 initialised from ImageNet VGG16 by identity insertion".
-
-The weights are offered under Apache-2.0; name the data sets above when you use them. `training.json` lists the sha256 of
-every image file trained on, and of every patient as "data set:patient".
 """
+_STARTS = {
+    "efficientnet_lite": "EfficientNet-Lite trained on ImageNet (Apache-2.0)",
+    "vgg16": "VGG16 trained on ImageNet (BSD-3-Clause)",
+    "vgg19": "VGG19 trained on ImageNet (BSD-3-Clause)",
+}
+_LIMITS = {
+    "cbis_ddsm_mass": """\
+- The {network} learned from digitised film of one collection (United States, 1990s). Digital mammograms of other makers,
+  populations and ages may give other results.
+""",
+    "cdd_cesm": """\
+- The mass-like regions that taught the {network} come from malignant cases of one hospital.
+""",
+}
 
 _USE = """\
 ## Intended use
@@ -36,12 +50,8 @@ use; no output may guide the care of a patient.**
 ## Limits
 
 - Masses only: calcifications, distortions and asymmetries are neither sought nor found.
-- The detector learned from digitised film of one collection (United States, 1990s). Digital mammograms of other makers,
-  populations and ages may give other results; measure on data of your own before you conclude anything.
-- The mass-like regions that taught the segmenter come from malignant cases of one hospital.
-- Scores are no probabilities of malignancy. Small masses (below about 5 mm), masses in dense tissue and masses cut by
-  the image's edge are missed more often.
-- Implants, magnification views, specimens and tomosynthesis were not part of training.
+- Scores are no probabilities of malignancy.
+- What differs from the training data may give other results; measure on data of your own before you conclude anything.
 """
 
 
@@ -70,8 +80,49 @@ def write_card(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]
     if parity:
         lines += ["", "These weights under OpenVINO against the trained float32 networks in torch:", ""]
         lines += [f"- {k.replace('_', ' ')}: {v}" for k, v in parity.items()]
-    path.write_text("\n".join(lines) + "\n\n" + _DATA + "\n" + _USE, encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n\n" + _data(models) + "\n" + _use(models), encoding="utf-8")
+
+
+def _data(models: Mapping[str, Model]) -> str:
+    """What each network was trained on, by its record; source and licence of the public data sets known here."""
+    lines = ["## Training data and licences", ""]
+    names: set[str] = set()
+    for kind, model in models.items():
+        used = datasets_of(model.record)
+        names.update(used)
+        lines.append(f"The {kind} was trained on: {', '.join(used) or 'not recorded'}. {_start(model)}".rstrip())
+    text = "\n".join(lines) + "\n\n" + "".join(_DATASETS[n] for n in sorted(names & set(_DATASETS)))
+    if names & set(_DATASETS):
+        text += _ARCHIVE
+    text += "".join(
+        f"- **{n}**: not known here; whoever passes this bundle on answers for its licence and consent.\n"
+        for n in sorted(names - set(_DATASETS))
+    )
+    text += '\n`training.json` lists the sha256 of every image file trained on, and of every patient as "data set:patient".\n'
+    if names and names <= set(_DATASETS):
+        text += "The weights are offered under Apache-2.0; name the data sets above when you use them.\n"
+    return text
+
+
+def _start(model: Model) -> str:
+    record = model.record
+    settings = {**record.get("config", {}), **record.get("settings", {})}
+    file = str(settings.get("weights") or settings.get("backbone_weights") or "")
+    words = next((w for prefix, w in _STARTS.items() if file.lower().startswith(prefix)), file)
+    words = str(record.get("start") or words)
+    return f"It started from: {words}." if words else ""
+
+
+def _use(models: Mapping[str, Model]) -> str:
+    limits = [
+        _LIMITS[name].format(network=kind)
+        for kind, model in models.items()
+        for name in datasets_of(model.record)
+        if name in _LIMITS
+    ]
+    return _USE + "".join(limits)
 
 
 def _flat(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in values.items() if not isinstance(v, Mapping) or v)
+    parts = (_flat(v) if isinstance(v, Mapping) else f"{k} {v}" for k, v in values.items() if not isinstance(v, Mapping) or v)
+    return ", ".join(parts)

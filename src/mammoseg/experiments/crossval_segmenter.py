@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mammoseg.config import from_dict, to_dict
+from mammoseg.config import to_dict
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import content_hash, patient_folds, save_fold
 from mammoseg.evaluation.bootstrap import paired_means
@@ -28,7 +28,7 @@ from mammoseg.io.atomic import write_atomic
 from mammoseg.io.load import load_mammogram
 from mammoseg.reconstruction import ReconstructionConfig, reconstruct
 from mammoseg.runtime.torch_runtime import ModuleNetwork, build
-from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec
+from mammoseg.segmentation.predictor import Segmenter, read_spec
 from mammoseg.training.checkpoint import load_model
 from mammoseg.types import DatasetItem, Detections, Fold, Mammogram
 
@@ -93,7 +93,7 @@ def score_true_crops(model_directory: Path, items: Sequence[DatasetItem]) -> lis
     """Dice of the trained model and of the inscribed ellipse for the largest mass of each item, given its true box."""
     model = load_model(model_directory)
     network = ModuleNetwork(build("segmenter", model.config, {k: v.numpy() for k, v in model.state.items()}))
-    segmenter = Segmenter(network, from_dict(SegmenterSpec, model.spec))
+    segmenter = Segmenter(network, read_spec(model.spec))
     rows = []
     for item in items:
         mass = max(item.annotation.masses, key=lambda m: 0 if m.mask is None else int(m.mask.sum()))

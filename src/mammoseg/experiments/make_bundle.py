@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mammoseg import __version__
 from mammoseg.bundle import FORMAT, QUANTISE_FROM, State, WeightType, save_weights, write_sums
 from mammoseg.config import from_dict, to_dict
+from mammoseg.detection import described
 from mammoseg.errors import UsageError
 from mammoseg.experiments.card import write_card
 from mammoseg.experiments.export import export_graph
@@ -18,6 +19,7 @@ from mammoseg.experiments.parity import measure_parity
 from mammoseg.experiments.start import open_model
 from mammoseg.pipeline import PipelineConfig
 from mammoseg.runtime.torch_runtime import build
+from mammoseg.segmentation.predictor import read_spec
 from mammoseg.training.checkpoint import Model
 
 
@@ -48,7 +50,7 @@ def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: Bun
     settings = from_dict(PipelineConfig, chosen.pipeline, "pipeline")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; name another folder for the bundle")
-    models = {"detector": open_model(detector_dir, "detector"), "segmenter": open_model(segmenter_dir, "segmenter")}
+    models = _as_written_now(open_model(detector_dir, "detector"), open_model(segmenter_dir, "segmenter"))
     stored: dict[str, WeightType] = {"detector": chosen.detector_weights, "segmenter": chosen.segmenter_weights}
     out.mkdir(parents=True, exist_ok=True)
     for kind, model in models.items():
@@ -77,6 +79,15 @@ def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: Bun
     write_card(out / "card.md", config, metrics, models)
     write_sums(out)
     return metrics
+
+
+def _as_written_now(detector: Model, segmenter: Model) -> dict[str, Model]:
+    """The models with their descriptions in today's form, whenever they were trained."""
+    arch, settings = described(detector.config)
+    return {
+        "detector": replace(detector, config={"arch": arch, "network": settings}),
+        "segmenter": replace(segmenter, spec=to_dict(read_spec(segmenter.spec))),
+    }
 
 
 def training_record(models: Mapping[str, Model]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, load, settings_of
 from mammoseg.preprocessing.breast import breast_box
 from mammoseg.runtime.torch_runtime import ModuleNetwork, build
-from mammoseg.segmentation.predictor import Segmenter, SegmenterSpec
+from mammoseg.segmentation.predictor import Segmenter, read_spec
 from mammoseg.types import Detections, Findings, Mammogram
 
 _Run = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
@@ -45,7 +45,7 @@ def measure_parity(directory: Path, trained: Trained, images: Sequence[Path] = (
     specs = {n: bundle.config["networks"][n]["spec"] for n in ("detector", "segmenter")}
     reference = Pipeline(
         Detector(detector, from_dict(DetectorSpec, specs["detector"])),
-        Segmenter(segmenter, from_dict(SegmenterSpec, specs["segmenter"])),
+        Segmenter(segmenter, read_spec(specs["segmenter"])),
         settings_of(bundle),
         bundle,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,3 +31,8 @@ def open_model(path: Path, kind: Literal["detector", "segmenter"]) -> Model:
     record |= {name: bundle.training.get(name, []) for name in ("image_sha256", "patient_sha256")}
     state = {k: torch.from_numpy(np.array(v)) for k, v in bundle.state(kind).items()}
     return Model(kind, state, described["config"], described["spec"], record)
+
+
+def datasets_of(record: Mapping[str, Any]) -> list[str]:
+    """The names of all data sets that a network with this record, or what it started from, was trained on."""
+    return sorted(set(record.get("datasets", ())) | ({str(record["dataset"])} if record.get("dataset") else set()))

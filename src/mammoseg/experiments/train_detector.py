@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mammoseg.bundle import hash_file, hash_patient
 from mammoseg.config import from_dict, to_dict
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold, select
+from mammoseg.detection import DETECTORS, build_detector, described, lookup, network_config
 from mammoseg.detection.anchors import kmeans_anchors
 from mammoseg.detection.cache import CachedImage, cached_images
 from mammoseg.detection.losses import LossConfig
 from mammoseg.detection.predictor import DetectorSpec
 from mammoseg.detection.training import DetectionTask, SamplingConfig
-from mammoseg.detection.yolov3 import YoloConfig, YoloV3
 from mammoseg.errors import TrainingError
-from mammoseg.experiments.start import open_model
+from mammoseg.experiments.start import datasets_of, open_model
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.resize import FrameConfig, frame_transform
 from mammoseg.training.checkpoint import Model, save_model
@@ -32,6 +31,9 @@ from mammoseg.types import DatasetItem, Fold, Size
 
 log = logging.getLogger("mammoseg.experiments")
 
+_OF_THE_RUN = ("fold_norm", "frozen_stages")
+"""Network settings that say how a run trains it, and not what it computes: not taken over with `init`."""
+
 
 @dataclass(frozen=True)
 class DetectorTrainConfig:
@@ -40,13 +42,15 @@ class DetectorTrainConfig:
     The paper states batch 32, rate 1e-3 divided by ten after 10k and 20k of 30k iterations, new sizes every 10 batches; it is
     silent on optimizer and warm-up: taken from darknet's own yolov3.cfg.
 
+    arch: which detector of `mammoseg.detection.DETECTORS`. network: its settings, those that differ from its defaults.
     sizes: (H, W) of the inputs trained at. anchor_size: at which of them anchors are measured. scales: run at inference by
     default. weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where
     no fold is given; keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for
     decoded images.
     """
 
-    network: YoloConfig = field(default_factory=YoloConfig)
+    arch: str = "yolov3"
+    network: dict[str, Any] = field(default_factory=dict)
     frame: FrameConfig = field(default_factory=FrameConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -79,6 +83,9 @@ class DetectorTrainConfig:
     cache: str = "cache"
     cache_height: int = 1024
 
+    def __post_init__(self) -> None:
+        network_config(self.arch, self.network)  # raises ConfigError
+
 
 def train_detector(
     config: DetectorTrainConfig, data: str, out: Path, fold: Path | None = None, init: Path | None = None, resume: bool = False
@@ -92,12 +99,15 @@ def train_detector(
     items = read_dataset(data)
     split = _fold(config, items, out, fold)
     chosen = select(items, split, "train")
-    frame, network = config.frame, config.network
+    frame = config.frame
+    network: dict[str, Any] = {"arch": config.arch, "network": to_dict(network_config(config.arch, config.network))}
     start = open_model(init, "detector") if init else None
     started = from_dict(DetectorSpec, start.spec) if start else None
     if start is not None and started is not None:
-        held = {"fold_norm": network.fold_norm, "frozen_stages": network.frozen_stages}
-        frame, network = started.frame, from_dict(YoloConfig, start.config | held)
+        arch, settings = described(start.config)
+        of_the_run = {k: v for k, v in network["network"].items() if k in _OF_THE_RUN and arch == config.arch}
+        frame = started.frame
+        network = {"arch": arch, "network": to_dict(network_config(arch, settings | of_the_run))}
     cached = {c.item.image_id: c for c in cached_images(items, Path(config.cache), frame, config.cache_height)}
     train = [cached[i.image_id] for i in chosen]
     validation = [cached[i.image_id] for i in select(items, split, "validation")]
@@ -107,11 +117,11 @@ def train_detector(
         raise TrainingError(f"{data}: no box on the training side of the fold; nothing to learn from")
     spec = started or _spec(config, train)
     seed_all(config.training.seed)
-    model = YoloV3(network)
+    model: Any = build_detector(network)
     if start is not None:
-        model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in start.state.items()})
+        model.load_state_dict(start.state)
     elif config.weights:
-        _load_backbone(model, Path(config.weights))
+        _load_start(model, Path(config.weights))
     log.info(
         "%d training and %d validation images, %.1f million parameters",
         len(train), len(validation), sum(p.numel() for p in model.parameters()) / 1e6,
@@ -130,7 +140,7 @@ def train_detector(
             "history": [{"step": s, **m} for s, m in result.history],
             "settings": to_dict(replace(config, weights=Path(config.weights).name if config.weights else None, cache="")),
         }
-        save_model(target, "detector", result.state, to_dict(network), to_dict(spec), record)
+        save_model(target, "detector", result.state, network, to_dict(spec), record)
     return target
 
 
@@ -150,15 +160,18 @@ def _spec(config: DetectorTrainConfig, train: Sequence[CachedImage]) -> Detector
         sizes.append(boxes[:, 2:] - boxes[:, :2])
     wh = np.concatenate(sizes)
     wh = wh[(wh > 1).all(axis=1)]
-    count = 3 * config.network.anchors_per_scale
+    network = network_config(config.arch, config.network)
+    strides: tuple[int, ...] = getattr(lookup(DETECTORS, config.arch), "strides", (8, 16, 32))
+    count = len(strides) * int(getattr(network, "anchors_per_scale", 3))
     if len(np.unique(wh, axis=0)) >= count:
         anchors, quality = kmeans_anchors(wh, count)
         log.info("anchors (w, h) %s: mean best IoU %.3f", anchors.round(1).tolist(), quality)
     else:  # fewer boxes than anchors: spread them around what there is
         anchors = np.median(wh, axis=0)[None] * np.geomspace(0.4, 2.5, count)[:, None]
     return DetectorSpec(
-        arch=f"yolov3-{config.network.backbone}",
+        arch="-".join([config.arch, *filter(None, [getattr(network, "backbone", None)])]),
         anchors=tuple((float(round(w, 2)), float(round(h, 2))) for w, h in anchors),
+        strides=strides,
         frame=config.frame,
         scales=config.scales,
         mean=config.mean,
@@ -167,22 +180,11 @@ def _spec(config: DetectorTrainConfig, train: Sequence[CachedImage]) -> Detector
     )
 
 
-def _load_backbone(model: YoloV3, path: Path) -> None:
-    """Backbone weights by what the file is: safetensors with timm's keys, or darknet's own format."""
-    if not path.is_file():
-        raise TrainingError(f"backbone weights not found: {path}; give weights=null to start from nothing")
-    if path.suffix == ".safetensors":
-        if model.config.backbone == "darknet53":
-            from mammoseg.detection.darknet_weights import load_timm_darknet53
-
-            load_timm_darknet53(model.backbone, path)
-        else:
-            model.backbone.load_imagenet(path)
-    else:
-        from mammoseg.detection.darknet_weights import load_darknet
-
-        load_darknet(model, path)
-    log.info("backbone starts from %s", path.name)
+def _load_start(model: Any, path: Path) -> None:
+    if not hasattr(model, "load_start"):
+        raise TrainingError(f"{type(model).__name__} reads no weights to start from; give weights=null")
+    model.load_start(path)
+    log.info("starts from %s", path.name)
 
 
 def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: Model | None) -> dict[str, Any]:
@@ -192,6 +194,7 @@ def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: Model | 
     name = name.parent if name.suffix else name
     return {
         "dataset": name.name,
+        "datasets": sorted({name.name, *datasets_of(seen)}),
         "fold": fold.name,
         "fold_hash": fold.content_hash,
         "n_images": len(train),

@@ -16,7 +16,7 @@ from mammoseg.config import to_dict
 from mammoseg.datasets import parse_spec, read_dataset
 from mammoseg.datasets.splits import load_fold, select
 from mammoseg.errors import ConfigError, TrainingError
-from mammoseg.experiments.start import open_model
+from mammoseg.experiments.start import datasets_of, open_model
 from mammoseg.io.load import load_mammogram
 from mammoseg.preprocessing.crops import (
     CropConfig,
@@ -28,6 +28,7 @@ from mammoseg.preprocessing.crops import (
     truth_crop,
     turn,
 )
+from mammoseg.reconstruction import ReconstructionConfig
 from mammoseg.segmentation import build_segmenter
 from mammoseg.segmentation.losses import SegmentationLossConfig, deep_supervision_loss
 from mammoseg.segmentation.predictor import SegmenterSpec, merge_outputs, normalise
@@ -155,7 +156,7 @@ class SegmenterTask:
             grey, truth = true_crop(region, region.box, self.config.crop)
             image = torch.from_numpy(normalise(grey[None], self.config.spec)).to(device)
             logits = [one.float().cpu().numpy() for one in model(image)]
-            found = merge_outputs(logits, self.config.spec.output)[0] >= self.config.spec.threshold
+            found = merge_outputs(logits, self.config.spec.output)[0] >= ReconstructionConfig().threshold
             scores.append(2 * float((found & truth).sum()) / max(1, int(found.sum()) + int(truth.sum())))
         return {"dice": float(np.mean(scores))}
 
@@ -205,6 +206,7 @@ def train_segmenter(
     name = _dataset_name(data)
     record: dict[str, Any] = {
         "dataset": name,
+        "datasets": sorted({name, *seen[2]}),
         "n_regions": len(train),
         "n_patients": len({r.patient_id for r in train}),
         "fold": sides.name if sides else None,
@@ -223,15 +225,15 @@ def train_segmenter(
 
 def _start(
     model: nn.Module, config: SegmenterTrainConfig, init: Path | None
-) -> tuple[str, tuple[Sequence[str], Sequence[str]]]:
-    """Fills the model; says in words with what, and which images and patients (hashes) those weights have seen."""
+) -> tuple[str, tuple[Sequence[str], Sequence[str], Sequence[str]]]:
+    """Fills the model; says in words with what, and which images, patients (hashes) and data sets those weights have seen."""
     if init is None:
         if not config.backbone_weights:
-            return "random", ((), ())
+            return "random", ((), (), ())
         backbone = getattr(model, "backbone", None)
         if backbone is None:
             raise ConfigError("backbone_weights: this network has no backbone to load them into")
-        return load_vgg(backbone, Path(config.backbone_weights)), ((), ())
+        return load_vgg(backbone, Path(config.backbone_weights)), ((), (), ())
     loaded = open_model(init, "segmenter")
     record = loaded.record
     words = f"a segmenter trained before ({record.get('dataset', 'unknown data')}; {record.get('start', 'unknown start')})"
@@ -240,7 +242,7 @@ def _start(
     except RuntimeError as error:
         problem = str(error).splitlines()[-1].strip()
         raise TrainingError(f"{init}: its weights do not fit the configured network: {problem}") from error
-    return words, (record.get("image_sha256", ()), record.get("patient_sha256", ()))
+    return words, (record.get("image_sha256", ()), record.get("patient_sha256", ()), datasets_of(record))
 
 
 def _dataset_name(data: str) -> str:

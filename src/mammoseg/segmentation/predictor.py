@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mammoseg.config import from_dict
 from mammoseg.preprocessing.crops import CropConfig, cut_crop, network_input
 from mammoseg.types import CropMask, FloatImage, Mammogram
 
@@ -21,12 +22,11 @@ class SegmenterSpec:
     """What a trained segmenter needs around it.
 
     crop: how crops are cut. output: "mean" averages the probabilities of all deep-supervision outputs, "L1" … "L4" takes
-    one of them, as the pruned U-Net++ does. threshold: the probability from which a pixel counts as mass. flips: also
-    average over the mirrored crops (four times the work). channels, mean, std: of the network's input. batch: crops at a time.
+    one of them, as the pruned U-Net++ does. flips: also average over the mirrored crops (four times the work). channels, mean,
+    std: of the network's input. batch: crops at a time. From which probability on a pixel counts as mass is reconstruction's.
     """
 
     crop: CropConfig = field(default_factory=CropConfig)
-    threshold: float = 0.5
     output: Output = "mean"
     flips: bool = False
     channels: int = 3
@@ -37,8 +37,16 @@ class SegmenterSpec:
     def __post_init__(self) -> None:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"segmenter: expected {self.channels} values in mean and std")
-        if not 0 < self.threshold < 1 or self.batch < 1:
-            raise ValueError("segmenter: expected a threshold inside (0, 1) and a batch of 1 or more")
+        if self.batch < 1:
+            raise ValueError(f"segmenter: expected a batch of 1 or more, got {self.batch}")
+
+
+def read_spec(values: Mapping[str, Any]) -> SegmenterSpec:
+    """What `to_dict` made of a spec; the `threshold` that early models carry, and that nothing used, is left out.
+
+    Raises ConfigError on an unknown setting.
+    """
+    return from_dict(SegmenterSpec, {k: v for k, v in values.items() if k != "threshold"}, "spec")
 
 
 class Segmenter:
