@@ -7,27 +7,39 @@ SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 .PHONY: demo test lint docs-check soak clean help
 
 help:
-	@echo "make demo   segment an exam of phantom mammograms with the bundled weights (no torch needed)"
-	@echo "make test   make the test environment and run the suite"
-	@echo "make lint   format, lint, types and import contracts"
-	@echo "make soak   long kill-and-resume and fuzz campaigns"
+	@echo "make demo         segment an exam of phantom mammograms with the bundled weights (no torch needed)"
+	@echo "make test         make the test environment (.venv) and run the suite; PYTEST_ARGS='-k name' for a part of it"
+	@echo "make lint         format, lint, types and import contracts"
+	@echo "make docs-check   whether the command line reference is up to date"
+	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data)"
+	@echo "make clean        remove environments, the demo's output and builds"
+	@echo "make help         this list"
+	@echo "PYTHON=python3.12 chooses the Python (3.11 or newer) that environments are made with"
+
+# Makes the environment $(1) if it is not there; says what to do where the Python is too old.
+define environment
+	@test -x $(1)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mammoseg needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
 
 demo: $(DEMO_VENV)/.ready
 	$(DEMO_VENV)/bin/mammoseg demo --out demo-output --overwrite
 
 $(DEMO_VENV)/.ready: pyproject.toml constraints.txt $(SOURCES)
-	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	$(call environment,$(DEMO_VENV))
 	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
 	touch $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(call environment,$(VENV))
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not system and not soak" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not soak" $(PYTEST_ARGS)
 
 soak: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m soak --timeout 7200 $(PYTEST_ARGS)
