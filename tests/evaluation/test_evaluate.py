@@ -17,7 +17,7 @@ from mammoseg.bundle import hash_patient
 from mammoseg.errors import EvaluationError
 from mammoseg.evaluation import EvaluationOptions, evaluate
 from mammoseg.evaluation.evaluate import evaluate_command, evaluate_pairs
-from mammoseg.evaluation.inputs import Pair, Pairs, pair
+from mammoseg.evaluation.inputs import Pair, Pairs, load_findings, pair
 from mammoseg.evaluation.report import html, worst_cases, write_report
 from mammoseg.io.findings_json import write_findings
 from mammoseg.types import Annotation, DatasetItem, Detections, Findings, ImageInfo, Lesion, TrueMass
@@ -213,7 +213,13 @@ def dataset(folder):
         made = findings(f"images/{name}.png", found, [(35.0, 155.0, 90.0, 210.0, 0.2)] if name == "b" else [], (400, 300))
         (out / name).mkdir(parents=True)
         write_findings(out / name / "findings.json", made)
+    write_run(out)
     return out
+
+
+def write_run(out, folders=("a", "b"), patients=(), **more):
+    record = {"images": [{"source": f, "folder": f} for f in folders], "trained_on_patients": list(patients), **more}
+    (out / "run.json").write_text(json.dumps(record))
 
 
 def test_the_command_reads_findings_and_writes_json_and_a_page_that_needs_nothing_else(tmp_path):
@@ -240,13 +246,33 @@ def test_the_command_reads_findings_and_writes_json_and_a_page_that_needs_nothin
 
 def test_patients_in_run_json_are_refused(tmp_path):
     out = dataset(tmp_path)
-    (out / "run.json").write_text(json.dumps({"trained_on_patients": [hash_patient(tmp_path.name, "b.png")]}))
+    write_run(out, patients=[hash_patient(tmp_path.name, "b.png")])
     with pytest.raises(EvaluationError, match="1 of 2 images"):
         evaluate_command(out, str(tmp_path / "annotations.json"), None, FAST)
     evaluate_command(out, str(tmp_path / "annotations.json"), None, EvaluationOptions(resamples=0, allow_seen=True))
     (out / "run.json").write_text("[1]")
     with pytest.raises(EvaluationError, match=r"run\.json"):
         evaluate_command(out, str(tmp_path / "annotations.json"), None, FAST)
+
+
+def test_without_the_record_of_the_run_nothing_is_taken_for_unseen(tmp_path):
+    out, truth = dataset(tmp_path), str(tmp_path / "annotations.json")
+    (out / "run.json").unlink()
+    with pytest.raises(EvaluationError, match=r"no run\.json.*--allow-seen"):
+        evaluate_command(out, truth, None, FAST)
+    assert evaluate_command(out, truth, None, EvaluationOptions(resamples=0, allow_seen=True)).counts.n_images == 2
+    (out / "run.json").write_text('{"images": []}')
+    with pytest.raises(EvaluationError, match=r"run\.json.*trained_on_patients"):
+        evaluate_command(out, truth, None, FAST)
+
+
+def test_only_the_findings_of_the_finished_run_count(tmp_path):
+    out = dataset(tmp_path)
+    write_run(out, ["b"])  # a is left from an earlier run
+    assert [f.image.source for f in load_findings(out)] == ["images/b.png"]
+    write_run(out, state="running")
+    with pytest.raises(EvaluationError, match="not finished"):
+        load_findings(out)
 
 
 def test_no_findings_is_a_clear_error(tmp_path):

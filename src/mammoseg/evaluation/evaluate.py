@@ -134,11 +134,12 @@ def evaluate(
     a bundle was trained on it, to recognise its patients. Raises EvaluationError as `admit` and `pair` say.
     """
     names = list(dataset_names)
-    pairs = pair(load_findings(findings_dir), truth, trained_on_patients(findings_dir), names)
+    pairs = pair(load_findings(findings_dir), truth, trained_on_patients(findings_dir, options.allow_seen), names)
     crops = None
     if options.crops is not None:
         folder = Path(options.crops)
-        crops = pair(load_findings(folder), truth, trained_on_patients(folder), names)
+        with_masses = [item for item in truth if item.annotation.masses]  # images without boxes are not in such a run
+        crops = pair(load_findings(folder), with_masses, trained_on_patients(folder, options.allow_seen), names)
     return evaluate_pairs(pairs, options, crops)
 
 

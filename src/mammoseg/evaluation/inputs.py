@@ -36,26 +36,49 @@ class Pairs:
 
 
 def load_findings(folder: Path) -> list[Findings]:
-    """All findings below `folder`, as `mammoseg segment` wrote them, in order of their paths.
+    """The findings of the run that `mammoseg segment` wrote to `folder`: those its run.json lists, in that order.
 
-    Raises EvaluationError where there are none, and what `read_findings` raises for one that is not valid.
+    Without run.json (see `trained_on_patients`) all that lie below `folder`, in order of their paths. Raises EvaluationError
+    where there are none, and what `read_findings` raises for one that is missing or not valid.
     """
-    files = sorted(folder.rglob("findings.json")) if folder.is_dir() else []
+    run = _read_run(folder)
+    files = sorted(folder.rglob("findings.json")) if run is None else [folder / f / "findings.json" for f in run[0]]
     if not files:
         raise EvaluationError(f"no findings.json below {str(folder)!r}: expected the OUT folder of `mammoseg segment`")
     return [read_findings(file) for file in files]
 
 
-def trained_on_patients(folder: Path) -> frozenset[str]:
-    """The hashes of the patients the bundle was trained on, as run.json in the OUT folder tells; none where it does not."""
+def trained_on_patients(folder: Path, allow_unknown: bool = False) -> frozenset[str]:
+    """The hashes of the patients the bundle was trained on, as run.json in the OUT folder tells.
+
+    Without run.json that cannot be told: EvaluationError, or none with `allow_unknown`.
+    """
+    run = _read_run(folder)
+    if run is None and not allow_unknown:
+        raise EvaluationError(
+            f"no run.json in {str(folder)!r}, so it cannot be told which patients the weights were trained on: give the whole "
+            "OUT folder of `mammoseg segment`, or say --allow-seen"
+        )
+    return frozenset() if run is None else run[1]
+
+
+def _read_run(folder: Path) -> tuple[list[str], frozenset[str]] | None:
+    """The image folders and the patients trained on in run.json; None where there is none."""
     file = folder / "run.json"
     if not file.is_file():
-        return frozenset()
+        return None
     try:
-        listed = json.loads(file.read_text(encoding="utf-8")).get("trained_on_patients", [])
-    except (ValueError, AttributeError) as error:
-        raise EvaluationError(f"{str(file)!r} is not a JSON object: {error}; segment again") from error
-    return frozenset(str(h) for h in listed)
+        run = json.loads(file.read_text(encoding="utf-8"))
+        folders = [str(image["folder"]) for image in run["images"]]
+        patients = frozenset(str(h) for h in run["trained_on_patients"])
+        state = run.get("state", "complete")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(
+            f"{str(file)!r} is not the record of a run ({type(error).__name__}: {error}); segment again"
+        ) from error
+    if state != "complete":
+        raise EvaluationError(f"the run in {str(folder)!r} was not finished: go on with `mammoseg segment ... --resume`")
+    return folders, patients
 
 
 def pair(
