@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.table import Table
 
 from mammoseg import __version__
 from mammoseg.apps.cli import cli
 from mammoseg.apps.cli_reference import reference
+from mammoseg.apps.console import ImageProgress, print_table
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
 
@@ -39,7 +44,7 @@ def test_info_says_what_is_installed(tiny_bundle: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in (__version__, "openvino", "(default)", "tiny", "unetpp", "msf", "1 patients"):
         assert words in result.stdout
-    assert "CC BY 3.0" in run("info", "--weights", tiny_bundle, "--card").stdout
+    assert "## Networks" in run("info", "--weights", tiny_bundle, "--card").stdout
 
 
 def test_an_altered_bundle_is_one_line_and_code_1(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -131,3 +136,97 @@ def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_reference_page_is_up_to_date() -> None:
     assert (REPOSITORY / "docs/cli.md").read_text(encoding="utf-8") == reference()
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["bundle"], ["datasets"]])
+def test_a_group_without_a_command_shows_its_help(command: list[str]) -> None:
+    result = run(*command)
+    assert result.exit_code == 2
+    assert "\nCommands:\n" in result.output
+    assert "error" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "/full/x.dcm: No space left on device; make room"),
+        (errno.EACCES, "/full/x.dcm: Permission denied; check the permissions"),
+        (errno.EIO, "/full/x.dcm: Input/output error; check the disk"),
+    ],
+)
+def test_what_the_system_refuses_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, words: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/full/x.dcm")
+
+    monkeypatch.setattr(data_commands, "write_exams", refuse)
+    result = run("phantom", "--out", tmp_path / "exams")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert words in result.stderr
+    assert "unexpected" not in result.stderr
+
+
+def test_phantoms_of_a_run_that_was_stopped_are_replaced_and_other_data_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = functools.partial(write_exams, config=PhantomConfig(size=(416, 320)))
+
+    def stopped(*arguments: Any, **options: Any) -> None:
+        made(*arguments, **options)
+        (arguments[0] / "annotations.json").unlink()
+        raise KeyboardInterrupt
+
+    arguments = ["phantom", "--out", tmp_path / "exams", "--format", "png", "--seed"]
+    monkeypatch.setattr(data_commands, "write_exams", stopped)
+    assert run(*arguments, "1").exit_code == 130
+    monkeypatch.setattr(data_commands, "write_exams", made)
+    refused = run(*arguments, "2")
+    assert (refused.exit_code, "--overwrite" in refused.stderr) == (2, True)
+    for seed in ("2", "3"):
+        assert run(*arguments, seed, "--overwrite").exit_code == 0
+        assert {p.name[:10] for p in (tmp_path / "exams/images").iterdir()} == {f"phantom_s{seed}"}
+    (tmp_path / "exams/annotations.json").write_text('{"images": []}')
+    refused = run(*arguments, "4", "--overwrite")
+    assert (refused.exit_code, "not of phantoms" in refused.stderr) == (2, True)
+    assert len(list((tmp_path / "exams/images").iterdir())) == 4
+
+
+def test_a_demo_that_is_interrupted_says_how_to_start_again(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "write_exams", functools.partial(write_exams, config=PhantomConfig(size=(416, 320))))
+    monkeypatch.setattr(importlib.import_module("mammoseg.apps.segment"), "run_batch", stop)
+    result = run("demo", "--weights", tiny_bundle, "--out", tmp_path / "demo")
+    assert result.exit_code == 130
+    assert "--overwrite starts again" in result.stderr
+    assert "--resume" not in result.stderr
+
+
+def test_tables_off_a_terminal_are_as_wide_as_they_need(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table("figure", "value")
+    table.add_row("a name of a figure " * 4, "0.5 to 0.6 or so, and no more")
+    print_table(table)
+    assert "a name of a figure a name of a figure a name of a figure a name of a figure" in capsys.readouterr().out
+
+
+def test_progress_off_a_terminal_tells_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("mammoseg.apps.console.time.monotonic", lambda: now[0])
+    with ImageProgress(3, "counting") as bar:
+        for after in (60.0, 60.0, 7000.0):
+            now[0] += after
+            bar.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "counting: 1 of 3, about 2 min left",
+        "counting: 2 of 3, about 60 s left",
+        "counting: 3 of 3",
+    ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 
 from mammoseg.apps.boxes import read_boxes, to_detections
 from mammoseg.apps.inputs import collect, result_folders
+from mammoseg.apps.out_folder import is_below
 from mammoseg.errors import NotAnImageError, UsageError
 
 
@@ -32,6 +36,7 @@ def _png(path: Path) -> Path:
         (["a/x.png", "A/x.png"], ["a/x.png_1", "A/x.png_2"]),  # some file systems take these for one
         (["index.html.dcm", "b.png"], ["index.html.dcm", "b"]),
         ([".png.png"], [".png"]),
+        (["..png", "...png"], ["..png", "...png"]),  # their stems are . and ..
     ],
 )
 def test_result_folders(sources: list[str], folders: list[str]) -> None:
@@ -64,6 +69,75 @@ def test_what_is_named_must_be_there_and_be_an_image(tmp_path: Path) -> None:
         collect([tmp_path])
 
 
+def _coco(path: Path, *names: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": [{"id": k, "file_name": n} for k, n in enumerate(names)]}))
+    return path
+
+
+def test_results_of_a_coco_file_never_lie_outside_out(tmp_path: Path) -> None:
+    absolute = str(tmp_path / "images/b/x.png")
+    coco = _coco(tmp_path / "labels/a.json", "../images/a/x.png", "../images/./c/../b/x.png", "../../../y.png", "in/z.png")
+    found = collect([coco])
+    assert len(found.images) == 4
+    assert all(is_below(i.folder) and ".." not in i.source and not i.source.startswith("/") for i in found.images)
+    assert {i.folder for i in found.images} >= {"y", "z"}
+    alone = collect([_coco(tmp_path / "labels/b.json", absolute, "in/z.png")])
+    assert [(i.source, i.folder) for i in alone.images] == [("x.png", "x"), ("in/z.png", "z")]
+
+
+def test_a_coco_file_needs_no_more_than_file_names_and_may_hold_a_question_mark_in_its_path(tmp_path: Path) -> None:
+    coco = _coco(tmp_path / "what?" / "a.json", "there.png", "missing.png")
+    _png(tmp_path / "what?/there.png")
+    assert [i.source for i in collect([coco]).images] == ["there.png", "missing.png"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"images": 3}', '{"images": [{"id": 1}]}', '{"images": [{"file_name": 5}]}', "\xff"]
+)
+def test_a_json_file_that_is_no_coco_is_wrong_usage(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"a\.json: expected"):
+        collect([tmp_path / "a.json"])
+
+
+@pytest.mark.parametrize("name", ["", "a\0b.png", "\ud800.png"])
+def test_a_file_name_that_no_file_can_have_is_wrong_usage(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="expected the relative path of an image"):
+        collect([_coco(tmp_path / "a.json", name)])
+
+
+def test_names_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9" + b"\xff" * 100
+    os.mkdir(raw)
+    _png(tmp_path / "plain.png").rename(os.fsdecode(raw + b"/b\xe9" + b"\xff" * 90 + b".png"))
+    image = collect([tmp_path]).images[0]
+    assert image.source.startswith("caf\\xe9\\xff")
+    assert image.folder.startswith("b\\xe9\\xff")
+    assert len(image.folder.encode()) <= 200  # what is spelled out is longer than file systems take
+    (image.source + image.folder).encode()
+    assert image.path.is_file()
+
+
+def test_a_named_dicom_object_without_an_image_is_an_error(tmp_path: Path) -> None:
+    report = write_report(tmp_path / "report.dcm")
+    with pytest.raises(NotAnImageError, match=r"report\.dcm: .*without one"):
+        collect([report])
+    assert [i.may_skip for i in collect([tmp_path]).images] == [True]
+
+
+def write_report(path: Path) -> Path:
+    """A DICOM structured report."""
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
+    ds.Modality = "SR"
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
 def test_boxes_from_csv_and_coco_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("image,x1,y1,x2,y2,score\na.png,1,2,11.5,22,0.5\nb/c.png,0,0,4,4,\n")
     (tmp_path / "b.json").write_text(
@@ -72,8 +146,10 @@ def test_boxes_from_csv_and_coco_are_the_same(tmp_path: Path) -> None:
     )
     first, second = (read_boxes(tmp_path / name) for name in ("b.csv", "b.json"))
     for given in (first, second):
-        boxes = given.assign(["c.png", "x/a.png", "other.png"])
-        assert [b.tolist() for b in boxes] == [[[0, 0, 4, 4, 1]], [[1, 2, 11.5, 22, 0.5]], []]
+        boxes, strangers = given.assign(["c.png", "x/a.png", "other.png"])
+        assert [None if b is None else b.tolist() for b in boxes] == [[[0, 0, 4, 4, 1]], [[1, 2, 11.5, 22, 0.5]], None]
+        assert strangers == []
+        assert given.assign(["c.png"])[1] == ["a.png"]
     assert first.sha256 != second.sha256
 
 

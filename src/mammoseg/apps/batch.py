@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mammoseg.apps.contact_sheet import write_contact_sheet
 from mammoseg.apps.crew import Crew
-from mammoseg.apps.outputs import is_done, read_results, write_run, write_tables
+from mammoseg.apps.out_folder import begin, held, is_below
+from mammoseg.apps.outputs import drop_pictures, is_done, read_results, write_run, write_tables
 from mammoseg.apps.worker import Job, Plan, open_pipeline, process, summarise
 from mammoseg.bundle import Bundle, hash_if_readable, open_bundle
 from mammoseg.config import to_dict
+from mammoseg.errors import UsageError
 from mammoseg.pipeline import settings_of
 from mammoseg.provenance import describe_run
 
@@ -22,11 +25,15 @@ Progress = Callable[[Job, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run. summaries: for each job in order, its `status`, `reason` and number of `lesions`."""
+    """What became of a run. summaries: for each job in order, its `status`, `reason` and number of `lesions`.
+
+    resumed: how many images were kept from before. skipped: how many files were no images, and are not among the jobs.
+    """
 
     jobs: tuple[Job, ...]
     summaries: tuple[dict[str, Any], ...]
     resumed: int
+    skipped: int = 0
 
     def count(self, status: str) -> int:
         """How many images ended with this status."""
@@ -44,35 +51,61 @@ def run_batch(
     """Works through all jobs and writes everything below `plan.out`.
 
     workers: processes, each with its share of the processors; 0 works in this process (a crash of a library then ends the
-    run). resume: keep results already there that were made from the same input, bundle, version and settings.
-    progress: called after each image. skipped: number of files passed over, for the record.
-    Raises `BundleError` before any image where the weights cannot be used.
+    run). resume: keep results already there that were made from the same input, bundle, version and settings; other results
+    of an earlier run are removed. progress: called after each image. skipped: number of files passed over, for the record.
+    Raises `BundleError` before any image where the weights cannot be used, `UsageError` where another run is at work in
+    `plan.out`, `MammosegError` where results cannot be written.
     """
+    for job in jobs:
+        if not is_below(job.image.folder):
+            raise UsageError(f"{job.image.source}: its results would not lie below {plan.out} but in {job.image.folder!r}")
     bundle = open_bundle(plan.bundle)
     provenance = {**describe_run(bundle, to_dict(settings_of(bundle)), to_dict(plan.config)), **plan.extra}
-    plan = with_thread_share(plan, workers)
-    plan.out.mkdir(parents=True, exist_ok=True)
-    results: dict[int, dict[str, Any]] = {}
-    report = progress or (lambda job, summary: None)
-    for index, job in enumerate(jobs if resume else ()):
+    with held(plan.out):
+        begin(plan.out, _record(jobs, plan, bundle, provenance), resume)
+        kept = _kept(jobs, plan, provenance) if resume else {}
+        results = dict(kept)
+        for index in kept:
+            _report(progress, jobs[index], kept[index])
+        todo = {i: job for i, job in enumerate(jobs) if i not in kept}
+        with contextlib.closing(_worked_through(todo, plan, workers, provenance, bundle)) as summaries:
+            for index, summary in summaries:
+                results[index] = summary
+                _report(progress, jobs[index], summary)
+        done = [i for i in range(len(jobs)) if results[i]["status"] != "skipped"]
+        n_skipped = skipped + len(jobs) - len(done)
+        outcome = Outcome(tuple(jobs[i] for i in done), tuple(results[i] for i in done), len(kept), n_skipped)
+        _finish(outcome, plan, _record(outcome.jobs, plan, bundle, provenance))
+    return outcome
+
+
+def _report(progress: Progress | None, job: Job, summary: dict[str, Any]) -> None:
+    if progress is not None:
+        progress(job, summary)
+
+
+def _kept(jobs: Sequence[Job], plan: Plan, provenance: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The summaries of the jobs whose results are there already."""
+    kept = {}
+    for index, job in enumerate(jobs):
         found = _already_done(job, plan, provenance)
         if found is not None:
-            results[index] = {"status": found["status"], "reason": found["reason"], "lesions": len(found["lesions"])}
-            report(job, results[index])
-    resumed = len(results)
-    todo = [i for i in range(len(jobs)) if i not in results]
-    if workers == 0 and todo:
+            drop_pictures(plan.out / job.image.folder, plan.formats)
+            kept[index] = {"status": found["status"], "reason": found["reason"], "lesions": len(found["lesions"])}
+    return kept
+
+
+def _worked_through(
+    jobs: dict[int, Job], plan: Plan, workers: int, provenance: dict[str, Any], bundle: Bundle
+) -> Generator[tuple[int, dict[str, Any]]]:
+    workers = min(workers, len(jobs))
+    plan = with_thread_share(plan, workers)
+    if jobs and workers == 0:
         pipeline = open_pipeline(plan)
-        for index in todo:
-            results[index] = summarise(process(pipeline, jobs[index], plan))
-            report(jobs[index], results[index])
-    elif todo:
-        for index, summary in Crew(plan, provenance, bundle).run({i: jobs[i] for i in todo}, min(workers, len(todo))):
-            results[index] = summary
-            report(jobs[index], summary)
-    outcome = Outcome(tuple(jobs), tuple(results[i] for i in range(len(jobs))), resumed)
-    _finish(outcome, plan, bundle, provenance, skipped)
-    return outcome
+        for index, job in jobs.items():
+            yield index, summarise(process(pipeline, job, plan))
+    elif jobs:
+        yield from Crew(plan, provenance, bundle).run(jobs, workers)
 
 
 def with_thread_share(plan: Plan, workers: int) -> Plan:
@@ -94,20 +127,24 @@ def _already_done(job: Job, plan: Plan, provenance: dict[str, Any]) -> dict[str,
     if not (folder / "findings.json").is_file():
         return None
     digest = hash_if_readable(job.image.path)
-    return None if digest is None else is_done(folder, digest, provenance, plan.formats)
+    return None if digest is None else is_done(folder, job.image.source, digest, provenance, plan.formats)
 
 
-def _finish(outcome: Outcome, plan: Plan, bundle: Bundle, provenance: dict[str, Any], skipped: int) -> None:
+def _finish(outcome: Outcome, plan: Plan, record: dict[str, Any]) -> None:
     folders = [job.image.folder for job in outcome.jobs]
     write_tables(plan.out, folders)
     write_contact_sheet(plan.out, folders, read_results(plan.out, folders))
     counts = {status: outcome.count(status) for status in ("processed", "rejected", "failed")}
-    record = {
+    counts = {"images": len(folders), **counts, "lesions": outcome.lesions, "files_skipped": outcome.skipped}
+    write_run(plan.out, {**record, "state": "complete", "counts": counts})
+
+
+def _record(jobs: Sequence[Job], plan: Plan, bundle: Bundle, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says from the beginning."""
+    return {
         "schema_version": 1,
         "provenance": provenance,
         "formats": list(plan.formats),
-        "counts": {"images": len(folders), **counts, "lesions": outcome.lesions, "files_skipped": skipped},
-        "images": [{"source": j.image.source, "folder": j.image.folder} for j in outcome.jobs],
+        "images": [{"source": j.image.source, "folder": j.image.folder} for j in jobs],
         "trained_on_patients": sorted(bundle.training.get("patient_sha256", [])),
     }
-    write_run(plan.out, record)

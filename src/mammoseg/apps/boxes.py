@@ -28,27 +28,33 @@ class GivenBoxes:
     by_image: dict[str, NDArray[np.float64]]
     sha256: str
 
-    def assign(self, sources: Sequence[str]) -> list[NDArray[np.float64]]:
-        """The boxes of each source: matched by relative path, else by file name, else by stem.
+    def assign(self, sources: Sequence[str]) -> tuple[list[NDArray[np.float64] | None], list[str]]:
+        """The boxes of each source, None where it has none; and the names that fit no source.
 
-        Names that fit none of the sources are passed over. Raises `UsageError` where a name fits several images, or no
+        Matched by relative path, else by file name, else by stem. Raises `UsageError` where a name fits several images, or no
         name fits any.
         """
         out: list[list[NDArray[np.float64]]] = [[] for _ in sources]
         keys = [_keys(s) for s in sources]
+        levels: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(3)]
+        for i, key in enumerate(keys):
+            for level, part in zip(levels, key, strict=True):
+                level[part].append(i)
+        strangers = []
         for name, boxes in self.by_image.items():
-            fits: list[int] = []
-            for level, wanted in enumerate(_keys(name)):
-                fits = [i for i, k in enumerate(keys) if k[level] == wanted]
-                if fits:
-                    break
+            fits = next((level[part] for level, part in zip(levels, _keys(name), strict=True) if part in level), [])
             if len(fits) > 1:
                 raise UsageError(f"boxes file: {name!r} fits {len(fits)} images: give its relative path")
             if fits:
                 out[fits[0]].append(boxes)
-        if self.by_image and not any(out):
-            raise UsageError(f"boxes file: no image named there ({next(iter(self.by_image))!r}, ...) is among those to segment")
-        return [np.concatenate(b) if b else np.zeros((0, 5)) for b in out]
+            else:
+                strangers.append(name)
+        if not any(out):
+            named = (
+                f"no image named there ({strangers[0]!r}, ...) is among those to segment" if strangers else "it has no boxes"
+            )
+            raise UsageError(f"boxes file: {named}")
+        return [np.concatenate(b) if b else None for b in out], strangers
 
 
 def read_boxes(path: Path) -> GivenBoxes:

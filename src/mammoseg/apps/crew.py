@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -76,9 +78,10 @@ class Crew:
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, self._plan), daemon=True)
-        process.start()
-        theirs.close()
-        self._members[ours] = _Member(process)
+        with _interrupts_held():
+            process.start()
+            theirs.close()
+            self._members[ours] = _Member(process)
 
     def _bury(self, connection: Connection) -> tuple[int, str] | None:
         """The image a dead worker had, and how it ended."""
@@ -101,7 +104,7 @@ class Crew:
 
     def _dismiss(self) -> None:
         for connection, member in self._members.items():
-            if member.job is None:
+            if member.job is None and member.ready:
                 with contextlib.suppress(*_GONE):
                     connection.send(None)
             else:
@@ -113,3 +116,22 @@ class Crew:
                 member.process.kill()
                 member.process.join()
         self._members.clear()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block is over, and does not reach the processes started in it (a terminal sends it to all)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # else it is started in the block, and lets interrupts through again
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt

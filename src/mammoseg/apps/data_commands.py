@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -9,10 +10,10 @@ from typing import Literal
 import click
 
 from mammoseg.apps.console import ImageProgress
-from mammoseg.apps.outputs import is_empty
+from mammoseg.apps.out_folder import is_empty
 from mammoseg.datasets import check as check_dataset
 from mammoseg.datasets import list_kinds, read_dataset
-from mammoseg.datasets.phantom_files import write_exams
+from mammoseg.datasets.phantom_files import GENERATOR, write_exams
 from mammoseg.errors import UsageError
 
 
@@ -21,17 +22,37 @@ from mammoseg.errors import UsageError
 @click.option("--format", "kind", type=click.Choice(["dicom", "png"]), default="dicom", show_default=True, help="Kind of file.")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Number of exams, four views each.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal exams.")
-def phantom(out: Path, kind: Literal["dicom", "png"], count: int, seed: int) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace phantoms in OUT, also those of a run that was stopped.")
+def phantom(out: Path, kind: Literal["dicom", "png"], count: int, seed: int, overwrite: bool) -> None:
     """Make synthetic exams of four views (RCC, LCC, RMLO, LMLO) with their truth.
 
     A test signal that looks like a mammogram at arm's length; no patient is in it.
     """
-    if not is_empty(out):
-        raise UsageError(f"{out} is not empty; name another folder")
+    if not is_empty(out) and not overwrite:
+        raise UsageError(f"{out} is not empty: add --overwrite to replace phantoms there, or name another folder")
+    clear_phantoms(out)
     with ImageProgress(4 * count, "making phantoms") as bar:
         items = write_exams(out, count, seed, kind, progress=lambda done, total: bar.advance())
     masses = sum(len(i.annotation.masses) for i in items)
     click.echo(f"{len(items)} images with {masses} masses in {out}; evaluate against them with --truth phantom:{out}")
+
+
+def clear_phantoms(folder: Path) -> None:
+    """Removes the phantoms in `folder` and their truth, and nothing else.
+
+    Raises `UsageError` where it holds another data set.
+    """
+    truth = folder / "annotations.json"
+    if truth.is_file():
+        try:
+            ours = json.loads(truth.read_bytes())["info"]["generator"] == GENERATOR
+        except (ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise UsageError(f"{folder} holds a data set that is not of phantoms; name another folder")
+        truth.unlink()
+    for image in folder.glob("images/phantom_s*"):
+        image.unlink()
 
 
 @click.group()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from mammoseg.apps.console import EXIT_PARTLY
+from mammoseg.apps.console import EXIT_PARTLY, print_table
+from mammoseg.apps.data_commands import clear_phantoms
 from mammoseg.apps.inputs import collect
-from mammoseg.apps.outputs import FORMATS, clear_results, is_empty, read_results
+from mammoseg.apps.out_folder import is_empty
+from mammoseg.apps.outputs import FORMATS, read_results
 from mammoseg.apps.segment import run_with_progress
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
@@ -44,14 +45,12 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
     bundle = open_bundle(weights)
     exam, results = out / "exam", out / "results"
     click.echo("Making four phantom mammograms (RCC, LCC, RMLO, LMLO) as DICOM ...", err=True)
-    for old in [*exam.glob("images/phantom_*"), *exam.glob("annotations.json")]:
-        old.unlink()
-    if results.is_dir():
-        clear_results(results)
+    clear_phantoms(exam)
     write_exams(exam, 1, seed, "dicom")
     found = collect([exam / "images"])
     jobs = [Job(image) for image in found.images]
-    outcome = run_with_progress(jobs, Plan(bundle.directory, settings_of(bundle), results, FORMATS, {}), 1)
+    plan = Plan(bundle.directory, settings_of(bundle), results, FORMATS, {})
+    outcome = run_with_progress(jobs, plan, 1, go_on="the same command with --overwrite starts again")
     table = Table(title=f"Masses found by {bundle.name}")
     for column in ("image", "view", "mass", "score", "size (mm)", "where (x, y)"):
         table.add_column(column, justify="left" if column in ("image", "view") else "right")
@@ -68,7 +67,7 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
             x1, y1, x2, y2 = lesion["box_xyxy"]
             where = f"{(x1 + x2) / 2:.0f}, {(y1 + y2) / 2:.0f}"
             table.add_row(image["source"], view, str(lesion["id"]), f"{lesion['score']:.2f}", size, where)
-    Console().print(table)
+    print_table(table)
     click.echo("These are synthetic images and research software: nothing here is for clinical use.")
     click.echo(
         f"Open {results / 'index.html'} in a browser. The exam and its truth are in {exam}, pictures in {results}/*/overlay.png"

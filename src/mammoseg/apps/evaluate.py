@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from mammoseg.apps.outputs import is_empty
+from mammoseg.apps.console import print_table
+from mammoseg.apps.out_folder import is_empty
 from mammoseg.errors import UsageError
 from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_command
 
@@ -71,4 +71,4 @@ def _print(result: Evaluation) -> None:
         shown = "undefined" if value is None else f"{value:.3f}"
         between = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
         table.add_row(figure.label, shown, between, f"{figure.n} {figure.unit}")
-    Console(width=None if Console().is_terminal else 110).print(table)
+    print_table(table)

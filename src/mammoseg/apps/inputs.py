@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mammoseg.datasets import read_dataset
-from mammoseg.errors import NotAnImageError, UsageError
-from mammoseg.io.load import DICOM_SUFFIXES, RASTER_SUFFIXES, is_candidate_file
+import pydicom
 
-RESERVED = {"index.html", "findings.jsonl", "findings.csv", "run.json"}
+from mammoseg.apps.outputs import LOCK, RUN, TABLES
+from mammoseg.errors import NotAnImageError, UsageError
+from mammoseg.io.dicom_attributes import check_kind
+from mammoseg.io.load import DICOM_SUFFIXES, RASTER_SUFFIXES, is_candidate_file, sniff
+
+RESERVED = {RUN, LOCK, *TABLES}
+_NAME_MAX = 200  # bytes of a folder's name; file systems take 255
 
 
 @dataclass(frozen=True)
 class InputImage:
-    """path: where the file is. source: its name in findings, relative, with `/`. folder: of its results, below OUT."""
+    """path: where the file is. source: its name in findings, relative, with `/`. folder: of its results, below OUT.
+
+    may_skip: found in a folder, so that it is passed over where reading it shows that it holds no image.
+    """
 
     path: Path
     source: str
     folder: str
+    may_skip: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,25 @@ class Inputs:
     skipped: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    source: str
+    may_skip: bool = False
+
+    @property
+    def key(self) -> str:
+        return os.path.abspath(self.path)
+
+
 def collect(inputs: Sequence[Path], exclude: Path | None = None) -> Inputs:
     """Finds the images in files, folders (recursed) and COCO files.
 
     exclude: a folder not to look into (where results are written). Hidden files and folders are passed over.
-    Raises `UsageError` where an input does not exist or nothing is found, `NotAnImageError` where a named file is no image.
+    Raises `UsageError` where an input does not exist, is no COCO file or nothing is found, `NotAnImageError` where a named
+    file is no image.
     """
-    found: list[tuple[Path, str]] = []
+    found: list[_Found] = []
     skipped: list[str] = []
     for item in inputs:
         if item.is_dir():
@@ -46,21 +69,33 @@ def collect(inputs: Sequence[Path], exclude: Path | None = None) -> Inputs:
         elif not item.exists():
             raise UsageError(f"no such file or folder: {item}")
         elif item.suffix.lower() == ".json":
-            root = item.parent
-            found += [(Path(i.path), _relative(Path(i.path), root)) for i in read_dataset(f"coco:{item}")]
-        elif not is_candidate_file(item):
-            raise NotAnImageError(f"{item}: expected a DICOM, PNG, TIFF, JPEG or PGM image, got another kind of file")
+            found += _coco_images(item)
         else:
-            found.append((item, item.name))
-    unique = {os.path.abspath(path): (path, source) for path, source in reversed(found)}
-    ordered = [unique[key] for key in dict.fromkeys(os.path.abspath(path) for path, _ in found)]
+            _refuse_no_image(item)
+            found.append(_Found(item, item.name))
+    unique = {image.key: image for image in reversed(found)}
+    ordered = [unique[key] for key in dict.fromkeys(image.key for image in found)]
     if not ordered:
-        looked = f" ({len(skipped)} files skipped, which are no images)" if skipped else ""
-        raise UsageError(f"no images found in {', '.join(str(i) for i in inputs)}{looked}")
-    paths = [path for path, _ in ordered]
-    sources = _distinct_sources(paths, [source for _, source in ordered])
+        raise nothing_found(inputs, len(skipped))
+    sources = [printable(s) for s in _distinct_sources(ordered)]
     folders = result_folders(sources)
-    return Inputs(tuple(InputImage(p, s, f) for p, s, f in zip(paths, sources, folders, strict=True)), tuple(skipped))
+    images = (InputImage(i.path, s, f, i.may_skip) for i, s, f in zip(ordered, sources, folders, strict=True))
+    return Inputs(tuple(images), tuple(skipped))
+
+
+def nothing_found(inputs: Sequence[Path], skipped: int) -> UsageError:
+    """The error of a run without any image."""
+    looked = f" ({skipped} files skipped, which are no images)" if skipped else ""
+    return UsageError(f"no images found in {', '.join(printable(str(i)) for i in inputs)}{looked}")
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written anywhere: bytes that are no UTF-8 are spelled out.
+
+    >>> print(printable(os.fsdecode(b"caf\\xe9.png")))
+    caf\\xe9.png
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def result_folders(sources: Sequence[str]) -> list[str]:
@@ -75,6 +110,7 @@ def result_folders(sources: Sequence[str]) -> list[str]:
         names = [
             widen(s) if count[n.casefold()] > 1 or n.casefold() in RESERVED else n for s, n in zip(sources, names, strict=True)
         ]
+    names = ["/".join(_short(part) for part in name.split("/")) for name in names]
     count, seen = Counter(n.casefold() for n in names), Counter[str]()
     out = []
     for name in names:  # what is left differs in upper and lower case alone, or is a name we need
@@ -84,7 +120,41 @@ def result_folders(sources: Sequence[str]) -> list[str]:
     return out
 
 
-def _walk(root: Path, exclude: Path | None, found: list[tuple[Path, str]], skipped: list[str]) -> None:
+def _coco_images(file: Path) -> list[_Found]:
+    """The images a COCO file names, there or not: one that is missing or broken gets its own status, as any other image."""
+    try:
+        content = json.loads(file.read_bytes())
+        names = [record["file_name"] for record in content["images"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{file}: expected COCO, a JSON object with images that have a file_name each") from error
+    for name in names:
+        if not isinstance(name, str) or not PurePosixPath(name).name or "\0" in name or not _encodable(name):
+            raise UsageError(f"{file}: expected the relative path of an image as file_name, got {name!r:.80}")
+    root = os.path.abspath(file.parent)
+    out = []
+    for name in names:
+        path = os.path.abspath(os.path.join(root, name))
+        inside = os.path.commonpath([root, path]) == root and path != root
+        out.append(_Found(Path(path), Path(os.path.relpath(path, root) if inside else os.path.basename(path)).as_posix()))
+    return out
+
+
+def _refuse_no_image(file: Path) -> None:
+    """Raises `NotAnImageError` where a named file is no image, or DICOM without one; anything else shows when it is read."""
+    if not is_candidate_file(file):
+        raise NotAnImageError(f"{file}: expected a DICOM, PNG, TIFF, JPEG or PGM image, got another kind of file")
+    if sniff(file) == "dicom":
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                check_kind(pydicom.dcmread(file, force=True, stop_before_pixels=True))
+        except NotAnImageError as error:
+            raise NotAnImageError(f"{file}: {error}") from error
+        except Exception:  # pydicom raises anything on damaged headers; the reason is given when the file is read
+            return
+
+
+def _walk(root: Path, exclude: Path | None, found: list[_Found], skipped: list[str]) -> None:
     avoid = exclude.resolve() if exclude is not None else None
     for folder, folders, files in os.walk(root):
         here = Path(folder)
@@ -93,26 +163,37 @@ def _walk(root: Path, exclude: Path | None, found: list[tuple[Path, str]], skipp
             path = here / name
             if name.startswith(".") or not path.is_file():
                 continue
+            source = path.relative_to(root).as_posix()
             if is_candidate_file(path):
-                found.append((path, path.relative_to(root).as_posix()))
+                found.append(_Found(path, source, may_skip=True))
             else:
-                skipped.append(path.relative_to(root).as_posix())
+                skipped.append(source)
 
 
-def _relative(path: Path, root: Path) -> str:
-    try:
-        return path.relative_to(root).as_posix()
-    except ValueError:
-        return path.name
-
-
-def _distinct_sources(paths: Sequence[Path], sources: Sequence[str]) -> list[str]:
+def _distinct_sources(found: Sequence[_Found]) -> list[str]:
+    sources = [image.source for image in found]
     if len(set(sources)) == len(sources):
-        return list(sources)
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths])
-    return [Path(os.path.relpath(os.path.abspath(p), common)).as_posix() for p in paths]
+        return sources
+    common = os.path.commonpath([os.path.dirname(image.key) for image in found])
+    return [Path(os.path.relpath(image.key, common)).as_posix() for image in found]
 
 
 def _stem(name: str) -> str:
     suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in DICOM_SUFFIXES | RASTER_SUFFIXES else name
+    stem = name.removesuffix(suffix) if suffix.lower() in DICOM_SUFFIXES | RASTER_SUFFIXES else name
+    return name if stem in (".", "..") else stem
+
+
+def _short(name: str) -> str:
+    data = name.encode()
+    if len(data) <= _NAME_MAX:
+        return name
+    return f"{data[: _NAME_MAX - 9].decode(errors='ignore')}_{hashlib.sha256(data).hexdigest()[:8]}"
+
+
+def _encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeError:
+        return False
+    return True

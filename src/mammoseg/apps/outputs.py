@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.findings_json import write_findings
@@ -16,6 +15,9 @@ from mammoseg.io.pictures import write_mask_png, write_overlay_png
 from mammoseg.types import Findings, Mammogram
 
 FINDINGS = "findings.json"
+RUN = "run.json"
+LOCK = ".mammoseg.lock"
+TABLES = ("findings.jsonl", "findings.csv", "index.html")
 TABLE_COLUMNS = (
     "image",
     "lesion",
@@ -49,22 +51,34 @@ def write_image(folder: Path, findings: Findings, mammogram: Mammogram | None, f
     """Writes one image's results. findings.json comes last: where it is, the rest is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FINDINGS).unlink(missing_ok=True)
-    for name, file in PICTURE_FILES.items():
-        if mammogram is not None and name in formats:
-            PICTURES[name](folder, findings, mammogram)
-        else:
-            (folder / file).unlink(missing_ok=True)
+    for unfinished in folder.glob(".*.tmp"):  # of a run that was killed
+        unfinished.unlink()
+    wanted = [f for f in formats if mammogram is not None and f in PICTURES]
+    drop_pictures(folder, wanted)
+    for name in wanted:
+        assert mammogram is not None
+        PICTURES[name](folder, findings, mammogram)
     write_findings(folder / FINDINGS, findings)
 
 
-def is_done(folder: Path, file_sha256: str, provenance: dict[str, Any], formats: Iterable[str]) -> dict[str, Any] | None:
-    """The findings (as in JSON) that `folder` holds for this very input, bundle, version and settings; else None.
+def drop_pictures(folder: Path, wanted: Iterable[str]) -> None:
+    """Removes the pictures of other formats than those `wanted`."""
+    for name, file in PICTURE_FILES.items():
+        if name not in wanted:
+            (folder / file).unlink(missing_ok=True)
+
+
+def is_done(
+    folder: Path, source: str, file_sha256: str, provenance: dict[str, Any], formats: Iterable[str]
+) -> dict[str, Any] | None:
+    """The findings (as in JSON) that `folder` holds for this very input, name, bundle, version and settings; else None.
 
     What failed is always tried again.
     """
     try:
         found = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
-        if found["image"]["file_sha256"] != file_sha256 or found["provenance"] != json.loads(json.dumps(provenance)):
+        same_input = (found["image"]["file_sha256"], found["image"]["source"]) == (file_sha256, source)
+        if not same_input or found["provenance"] != json.loads(json.dumps(provenance)):
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -76,19 +90,6 @@ def is_done(folder: Path, file_sha256: str, provenance: dict[str, Any], formats:
     return result
 
 
-def clear_results(out: Path) -> None:
-    """Removes what an earlier run wrote below `out`, and nothing else: files of our names in folders with findings.json."""
-    for found in sorted(out.rglob(FINDINGS)):
-        for name in (FINDINGS, *PICTURE_FILES.values()):
-            (found.parent / name).unlink(missing_ok=True)
-        folder = found.parent
-        while folder != out and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
-    for name in ("findings.jsonl", "findings.csv", "index.html", "run.json"):
-        (out / name).unlink(missing_ok=True)
-
-
 def read_results(out: Path, folders: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The findings of each folder, as in JSON, in the order given."""
     for folder in folders:
@@ -97,24 +98,30 @@ def read_results(out: Path, folders: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def write_tables(out: Path, folders: Sequence[str]) -> None:
     """Writes findings.jsonl (a line an image) and findings.csv (a row a lesion) from the images' findings.json."""
-    lines, rows = [], [TABLE_COLUMNS]
-    for found in read_results(out, folders):
-        lines.append(json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n")
-        rows += [_row(found["image"]["source"], lesion) for lesion in found["lesions"]]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomic(out / "findings.jsonl", "".join(lines).encode())
-    write_atomic(out / "findings.csv", text.getvalue().encode())
+    with _whole(out / "findings.jsonl") as lines, _whole(out / "findings.csv") as table:
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(TABLE_COLUMNS)
+        for found in read_results(out, folders):
+            lines.write(json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n")
+            rows.writerows(_row(found["image"]["source"], lesion) for lesion in found["lesions"])
 
 
 def write_run(out: Path, record: dict[str, Any]) -> None:
     """Writes run.json: the settings, bundle and counts of the whole run."""
-    write_atomic(out / "run.json", (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_atomic(out / RUN, (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def is_empty(out: Path) -> bool:
-    """Whether `out` does not exist or holds nothing."""
-    return not out.exists() or (out.is_dir() and not any(os.scandir(out)))
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[TextIO]:
+    """A text file to write to bit by bit, which takes its name when it is complete."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _row(source: str, lesion: dict[str, Any]) -> tuple[Any, ...]:

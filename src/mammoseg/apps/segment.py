@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import click
 from mammoseg.apps.batch import Outcome, run_batch
 from mammoseg.apps.boxes import read_boxes
 from mammoseg.apps.console import EXIT_INTERRUPTED, EXIT_PARTLY, ImageProgress, fail
-from mammoseg.apps.inputs import collect
-from mammoseg.apps.outputs import FORMATS, clear_results, is_empty
+from mammoseg.apps.inputs import collect, nothing_found
+from mammoseg.apps.out_folder import check_out, refuse_mixing
+from mammoseg.apps.outputs import FORMATS
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
 from mammoseg.config import with_sets
@@ -44,7 +46,8 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
     "--boxes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Skip detection and delineate these boxes: COCO, or CSV with image,x1,y1,x2,y2[,score].",
+    help="Skip detection and delineate these boxes: COCO, or CSV with image,x1,y1,x2,y2[,score]. Images that have none are "
+    "left out.",
 )
 @click.option("--formats", default="json,mask,overlay", show_default=True, metavar="LIST", help="What to write for each image.")
 @click.option(
@@ -54,7 +57,7 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
     show_default=True,
     help="Processes to share the images; 0 works in the main process.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a run in OUT; images done with the same settings are kept.")
+@click.option("--resume", is_flag=True, help="Go on with a run in OUT: keep images done with the same settings.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SETTINGS_HELP)
 def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
@@ -69,36 +72,60 @@ def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options
 
     Research software, not for clinical use.
     """
-    jobs, plan, skipped = _prepare(inputs, out, weights, options)
-    outcome = run_with_progress(jobs, plan, options["workers"], options["resume"], skipped)
-    click.echo(summary_line(outcome, skipped, out))
-    return 0 if outcome.count("processed") == len(jobs) else EXIT_PARTLY
+    prepared = _prepare(inputs, out, weights, options)
+    outcome = run_with_progress(prepared.jobs, prepared.plan, options["workers"], options["resume"], prepared.skipped)
+    if not outcome.jobs:
+        raise nothing_found(inputs, outcome.skipped)
+    click.echo(summary_line(outcome, out, prepared.remarks))
+    return 0 if outcome.count("processed") == len(outcome.jobs) else EXIT_PARTLY
 
 
-def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: dict[str, Any]) -> tuple[list[Job], Plan, int]:
+@dataclass(frozen=True)
+class _Prepared:
+    """What is to be done. skipped: files that are no images. remarks: for the summary."""
+
+    jobs: list[Job]
+    plan: Plan
+    skipped: int
+    remarks: list[str]
+
+
+def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: dict[str, Any]) -> _Prepared:
     formats = parse_formats(options["formats"])
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume and --overwrite exclude each other")
     bundle = open_bundle(weights)
     config = with_sets(settings_of(bundle), option_sets(options))
-    if not is_empty(out) and not (options["resume"] or options["overwrite"]):
-        raise UsageError(
-            f"{out} is not empty: add --resume to go on with it, --overwrite to replace it, or name another folder"
-        )
+    check_out(out, inputs, options["resume"], options["overwrite"])
     found = collect(inputs, exclude=out)
+    refuse_mixing(out, (image.path for image in found.images))
     extra: dict[str, Any] = {}
-    jobs = [Job(image) for image in found.images]
+    jobs, remarks = [Job(image) for image in found.images], []
     if options["boxes"] is not None:
         given = read_boxes(options["boxes"])
         extra = {"boxes_sha256": given.sha256}
-        jobs = [Job(i, b) for i, b in zip(found.images, given.assign([i.source for i in found.images]), strict=True)]
-    if options["overwrite"] and out.exists():
-        clear_results(out)
-    return jobs, Plan(bundle.directory, config, out, formats, extra), len(found.skipped)
+        boxes, strangers = given.assign([i.source for i in found.images])
+        jobs = [Job(i, b) for i, b in zip(found.images, boxes, strict=True) if b is not None]
+        if len(jobs) < len(found.images):
+            remarks.append(f"{_plural(len(found.images) - len(jobs), 'image')} left out, having no boxes in {options['boxes']}")
+        if strangers:
+            n = sum(len(given.by_image[name]) for name in strangers)
+            remarks.append(f"{_plural(n, 'box', 'boxes')} not used, fitting no image ({strangers[0]!r}, ...)")
+    return _Prepared(jobs, Plan(bundle.directory, config, out, formats, extra), len(found.skipped), remarks)
 
 
-def run_with_progress(jobs: Sequence[Job], plan: Plan, workers: int, resume: bool = False, skipped: int = 0) -> Outcome:
-    """Runs the batch, showing progress and a line for each image that was not processed; Ctrl-C ends it cleanly."""
+def run_with_progress(
+    jobs: Sequence[Job],
+    plan: Plan,
+    workers: int,
+    resume: bool = False,
+    skipped: int = 0,
+    go_on: str = "the same command with --resume goes on",
+) -> Outcome:
+    """Runs the batch, showing progress and a line for each image that was not processed; Ctrl-C ends it cleanly.
+
+    go_on: what to do after Ctrl-C.
+    """
     done = 0
     try:
         with ImageProgress(len(jobs)) as bar:
@@ -106,16 +133,16 @@ def run_with_progress(jobs: Sequence[Job], plan: Plan, workers: int, resume: boo
             def report(job: Job, summary: dict[str, Any]) -> None:
                 nonlocal done
                 done += 1
-                if summary["status"] != "processed":
+                if summary["status"] in ("rejected", "failed"):
                     bar.say(f"{summary['status']}: {job.image.source}: {summary['reason']}")
                 bar.advance()
 
             return run_batch(jobs, plan, workers, resume, report, skipped)
     except KeyboardInterrupt:
-        fail(f"interrupted, {done} of {len(jobs)} images are done; the same command with --resume goes on", EXIT_INTERRUPTED)
+        fail(f"interrupted, {done} of {len(jobs)} images are done; {go_on}", EXIT_INTERRUPTED)
 
 
-def summary_line(outcome: Outcome, skipped: int, out: Path) -> str:
+def summary_line(outcome: Outcome, out: Path, remarks: Sequence[str] = ()) -> str:
     """The run in one line."""
     hits = sum(s["lesions"] > 0 for s in outcome.summaries)
     parts = [
@@ -124,8 +151,8 @@ def summary_line(outcome: Outcome, skipped: int, out: Path) -> str:
     ]
     parts += [f"{outcome.count(s)} {s}" for s in ("rejected", "failed") if outcome.count(s)]
     parts += [f"{outcome.resumed} kept from before"] if outcome.resumed else []
-    parts += [f"{_plural(skipped, 'file')} skipped"] if skipped else []
-    return f"{', '.join(parts)}. Open {out / 'index.html'}"
+    parts += [f"{_plural(outcome.skipped, 'file')} skipped"] if outcome.skipped else []
+    return f"{', '.join([*parts, *remarks])}. Open {out / 'index.html'}"
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

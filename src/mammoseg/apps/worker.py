@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from mammoseg.apps.boxes import to_detections
 from mammoseg.apps.inputs import InputImage
+from mammoseg.apps.out_folder import clear_image
 from mammoseg.apps.outputs import write_image
-from mammoseg.errors import DecodeError, ImageError, MammosegError, UsageError
+from mammoseg.errors import DecodeError, ImageError, MammosegError, NotAnImageError, UsageError
 from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, PipelineConfig, load
 from mammoseg.types import Findings, Mammogram
@@ -45,23 +46,51 @@ class Job:
     boxes: NDArray[np.float64] | None = None
 
 
-def process(pipeline: Pipeline, job: Job, plan: Plan) -> Findings:
-    """Analyses one image and writes its folder. Whatever is wrong with the image becomes a status with a reason."""
-    mammogram: Mammogram | None = None
+def process(pipeline: Pipeline, job: Job, plan: Plan) -> Findings | None:
+    """Analyses one image and writes its folder. Whatever is wrong with the image becomes a status with a reason.
+
+    None where the file came from a folder and is no image after all: nothing is written for it. Raises `MammosegError` where
+    results cannot be written (the disk is full): the next image would fare no better.
+    """
+    folder = plan.out / job.image.folder
+    try:
+        try:
+            findings, mammogram = _analyse(pipeline, job)
+            if findings is None:
+                clear_image(plan.out, job.image.folder)
+            else:
+                write_image(folder, findings, mammogram, plan.formats)
+        except OSError:
+            raise
+        except Exception as error:  # one bad image never stops a batch
+            findings = pipeline.unusable(job.image.path, job.image.source, _unexpected(error))
+            write_image(folder, findings, None, plan.formats)
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise MammosegError(
+            f"results cannot be written to {folder} ({why}): make room or correct the permissions, then go on with --resume"
+        ) from error
+    return findings
+
+
+def _analyse(pipeline: Pipeline, job: Job) -> tuple[Findings | None, Mammogram | None]:
     path, source = job.image.path, job.image.source
     try:
         mammogram = load_mammogram(path, source)
         boxes = None if job.boxes is None else to_detections(job.boxes, mammogram.size)
-        findings = pipeline.analyze(mammogram, boxes)
+        return pipeline.analyze(mammogram, boxes), mammogram
+    except NotAnImageError as error:
+        return (None if job.image.may_skip else pipeline.unusable(path, source, error)), None
     except (ImageError, UsageError) as error:
-        mammogram, findings = None, pipeline.unusable(path, source, error)
-    except Exception as error:  # one bad file never stops a batch
-        if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exc()
-        reason = f"unexpected {type(error).__name__} while analysing; set {DEBUG_VARIABLE}=1 to see where"
-        mammogram, findings = None, pipeline.unusable(path, source, DecodeError(reason))
-    write_image(plan.out / job.image.folder, findings, mammogram, plan.formats)
-    return findings
+        return pipeline.unusable(path, source, error), None
+    except Exception as error:
+        return pipeline.unusable(path, source, _unexpected(error)), None
+
+
+def _unexpected(error: Exception) -> DecodeError:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    return DecodeError(f"unexpected {type(error).__name__} while analysing; set {DEBUG_VARIABLE}=1 to see where")
 
 
 def open_pipeline(plan: Plan) -> Pipeline:
@@ -88,6 +117,8 @@ def work(connection: Connection, plan: Plan) -> None:
         pass
 
 
-def summarise(findings: Findings) -> dict[str, Any]:
-    """What the parent needs of one image's findings."""
+def summarise(findings: Findings | None) -> dict[str, Any]:
+    """What the parent needs of one image's findings; None is a file that was passed over."""
+    if findings is None:
+        return {"status": "skipped", "reason": None, "lesions": 0}
     return {"status": findings.status, "reason": findings.reason, "lesions": len(findings.lesions)}
