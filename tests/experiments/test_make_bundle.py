@@ -80,7 +80,16 @@ def test_models_of_earlier_forms_become_bundles_of_todays(tiny_bundle: Path, mod
     model = json.loads((early / "model.json").read_text())
     model["spec"]["threshold"] = 0.5
     (early / "model.json").write_text(json.dumps(model))
-    make_bundle(model_directories[0], early, early / "bundle")
+    early_detector = tiny_bundle.parent / "early_detector"
+    shutil.copytree(model_directories[0], early_detector)
+    described = json.loads((early_detector / "model.json").read_text())
+    described["record"]["settings"] = {"weights": "../elsewhere/efficientnet_lite0.safetensors", "cache": "/home/me/cache"}
+    (early_detector / "model.json").write_text(json.dumps(described))
+    make_bundle(early_detector, early, early / "bundle")
+    made = open_bundle(early / "bundle")
+    assert made.training["networks"]["detector"]["settings"] == {"weights": "efficientnet_lite0.safetensors", "cache": "cache"}
+    assert "elsewhere" not in made.card
+    assert "EfficientNet-Lite trained on ImageNet (Apache-2.0)" in made.card
     assert "threshold" not in open_bundle(early / "bundle").config["networks"]["segmenter"]["spec"]
 
 

@@ -85,9 +85,18 @@ def _as_written_now(detector: Model, segmenter: Model) -> dict[str, Model]:
     """The models with their descriptions in today's form, whenever they were trained."""
     arch, settings = described(detector.config)
     return {
-        "detector": replace(detector, config={"arch": arch, "network": settings}),
+        "detector": replace(detector, config={"arch": arch, "network": settings}, record=_portable(detector.record)),
         "segmenter": replace(segmenter, spec=to_dict(read_spec(segmenter.spec))),
     }
+
+
+def _portable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A bundle goes to others: of files on the machine it was trained on it holds names alone."""
+    settings = dict(record.get("settings", {}))
+    for key in ("weights", "cache"):
+        if settings.get(key):
+            settings[key] = Path(settings[key]).name
+    return {**record, "settings": settings} if settings else dict(record)
 
 
 def training_record(models: Mapping[str, Model]) -> dict[str, Any]:
