@@ -275,6 +275,18 @@ def test_only_the_findings_of_the_finished_run_count(tmp_path):
         load_findings(out)
 
 
+def test_findings_on_true_boxes_need_not_hold_images_without_a_mass(tmp_path):
+    truth = [item("a.png", [mass(8, 8)]), item("b.png")]
+    for run, folders in (("out", ("a", "b")), ("crops", ("a",))):
+        for name in folders:
+            write_findings(tmp_path / run / name / "findings.json", findings(f"{name}.png", [lesion(1, 8, 8)]))
+        write_run(tmp_path / run, folders)
+    result = evaluate(tmp_path / "out", truth, EvaluationOptions(resamples=0, crops=str(tmp_path / "crops")))
+    assert result["dice_true_crops"].value == 1
+    with pytest.raises(EvaluationError, match="1 of 2 images of the truth have no findings"):
+        evaluate(tmp_path / "crops", truth, FAST)
+
+
 def test_no_findings_is_a_clear_error(tmp_path):
     with pytest.raises(EvaluationError, match=r"no findings\.json"):
         evaluate(tmp_path, [], FAST)

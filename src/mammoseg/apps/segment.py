@@ -13,7 +13,7 @@ import click
 from mammoseg.apps.batch import Outcome, run_batch
 from mammoseg.apps.boxes import read_boxes
 from mammoseg.apps.console import EXIT_INTERRUPTED, EXIT_PARTLY, ImageProgress, fail
-from mammoseg.apps.inputs import collect, nothing_found
+from mammoseg.apps.inputs import collect, nothing_found, printable
 from mammoseg.apps.out_folder import check_out, refuse_mixing
 from mammoseg.apps.outputs import FORMATS
 from mammoseg.apps.worker import Job, Plan
@@ -152,7 +152,7 @@ def summary_line(outcome: Outcome, out: Path, remarks: Sequence[str] = ()) -> st
     parts += [f"{outcome.count(s)} {s}" for s in ("rejected", "failed") if outcome.count(s)]
     parts += [f"{outcome.resumed} kept from before"] if outcome.resumed else []
     parts += [f"{_plural(outcome.skipped, 'file')} skipped"] if outcome.skipped else []
-    return f"{', '.join([*parts, *remarks])}. Open {out / 'index.html'}"
+    return f"{', '.join([*parts, *remarks])}. Open {printable(str(out / 'index.html'))}"
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
