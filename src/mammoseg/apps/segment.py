@@ -57,7 +57,11 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
     show_default=True,
     help="Processes to share the images; 0 works in the main process.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a run in OUT: keep images done with the same settings.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a run in OUT: keep images done with the same settings, remove those not among INPUT.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SETTINGS_HELP)
 def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
