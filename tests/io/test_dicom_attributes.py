@@ -96,6 +96,7 @@ def coded(value: str) -> Sequence:
         ({"ViewCodeSequence": coded("R-10242"), "ViewPosition": ""}, None, "CC"),
         ({"ViewPosition": "RMLO"}, "R", "MLO"),
         ({"ViewPosition": "CRANIO CAUDAL"}, None, "CC"),
+        ({"ViewPosition": "SECRETPATIENT"}, None, None),
         ({}, None, None),
     ],
 )
@@ -122,6 +123,7 @@ def test_identity(make_dicom: Make) -> None:
         {"Modality": "CR", "BodyPartExamined": "BREAST", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1"},
         {"Modality": "OT", "ViewPosition": "MLO", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
         {"WindowCenter": 2000, "WindowWidth": 0},
+        {"PresentationIntentType": None, "PixelIntensityRelationship": "LIN", "WindowCenter": 2000, "WindowWidth": 4000},
         {"PatientName": None, "PatientID": None, "PresentationIntentType": None},
     ],
 )
@@ -153,6 +155,7 @@ def test_tolerated(make_dicom: Make, elements: dict[str, Any]) -> None:
             NotAMammogramError,
             "FOR PROCESSING",
         ),
+        ({"PresentationIntentType": None, "PixelIntensityRelationship": "LIN"}, NotAMammogramError, "raw detector data"),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0}, NotAMammogramError, "colour"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, NotAMammogramError, "colour"),
         ({"Modality": "SR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.50"}, NotAnImageError, "SR"),
@@ -179,6 +182,8 @@ def test_refused_with_a_reason(make_dicom: Make, elements: dict[str, Any], error
     with pytest.raises(error, match=word) as caught:
         load_mammogram(path)
     assert_clean(str(caught.value), path)
+    if isinstance(caught.value, NotAMammogramError):
+        assert caught.value.size == (120, 96)
 
 
 def assert_clean(message: str, path: Path) -> None:

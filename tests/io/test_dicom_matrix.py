@@ -216,3 +216,22 @@ def test_pixel_padding_is_background(make_dicom: Callable[..., Path], inverted: 
     assert (pixels[:, 80:] == 0).all()
     inside = ~((stored >= 2990) & (stored <= 3000))
     np.testing.assert_allclose(pixels[inside], values[inside] / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("dirty", [False, True])
+def test_padding_is_told_by_the_used_bits_alone(make_dicom: Callable[..., Path], bits: int, signed: bool, dirty: bool) -> None:
+    """The padding value may be written with either sign, and the bits above those stored may hold anything."""
+    values = breast(bits) // 4 + 40
+    code = (1 << bits) - 6  # -6 where signed
+    stored = values.copy()
+    stored[:, 80:] = code - (1 << bits) if signed else code
+    if dirty and bits == 12:
+        stored = (stored & 0xFFF) | 0x2000
+        stored = stored.astype(np.uint16).astype(np.int16) if signed else stored
+    path = make_dicom(stored, bits, signed, PixelPaddingValue=code - (1 << bits) if signed else code)
+    other = make_dicom(stored, bits, signed, name="b.dcm", PixelPaddingValue=code)
+    for pixels in (load_mammogram(path).pixels, load_mammogram(other).pixels):
+        assert (pixels[:, 80:] == 0).all()
+        assert (pixels[:, :80] > 0).all()

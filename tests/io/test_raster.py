@@ -12,8 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from mammoseg.datasets.headers import image_size
 from mammoseg.errors import DecodeError, NotAMammogramError, UsageError
-from mammoseg.io.load import load_array, load_mammogram
+from mammoseg.io.load import load_array, load_mammogram, sniff
 
 
 def ramp(top: int, size: tuple[int, int] = (90, 110)) -> np.ndarray:
@@ -117,7 +118,7 @@ def test_grey_jpeg_and_colour_jpeg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
-def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_an_orientation_tag_turns_nothing(tmp_path: Path, orientation: int, suffix: str) -> None:
     y, x = np.mgrid[:90, :110]
     image = np.clip(x + 60 * (y < 30) + 80 * ((x < 30) & (y > 50)), 0, 255).astype(np.uint8)
     path = tmp_path / f"a{suffix}"
@@ -127,11 +128,33 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
         tifffile.imwrite(path, image, photometric="minisblack", extratags=[(274, "H", 1, orientation, True)])
     else:
         Image.fromarray(image).save(path, exif=exif, quality=95)
-    transposed = {
-        1: image, 2: image[:, ::-1], 3: image[::-1, ::-1], 4: image[::-1],
-        5: image.T, 6: image.T[:, ::-1], 7: image[::-1, ::-1].T, 8: image.T[::-1],
-    }[orientation]  # fmt: skip
-    np.testing.assert_allclose(load_mammogram(path).pixels, transposed / 255, atol=0.06 if suffix == ".jpg" else 1e-6)
+    np.testing.assert_allclose(load_mammogram(path).pixels, image / 255, atol=0.06 if suffix == ".jpg" else 1e-6)
+    assert image_size(path) == image.shape
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("head", [b"P5" + b" " * 10_000 + b"x", b"P5" + b"#a\n" * 5_000 + b"x", b"P5" + b"#" * 100_000])
+def test_a_hostile_pgm_header_ends_at_once(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "a.pgm").write_bytes(head)
+    with pytest.raises(DecodeError, match="PGM"):
+        load_mammogram(tmp_path / "a.pgm")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".pgm"])
+def test_what_is_rejected_still_has_its_size(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    cv2.imwrite(str(path), np.zeros((90, 110), np.uint8))
+    with pytest.raises(NotAMammogramError, match="blank") as caught:
+        load_mammogram(path)
+    assert caught.value.size == (90, 110) == image_size(path)
+
+
+def test_a_file_without_extension_that_cannot_be_opened_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert [sniff(Path(n)) for n in ("IM0001", "a.dcm", "a.png", "a.txt")] == ["dicom", "dicom", "raster", "other"]
 
 
 def test_pgm_maxval_and_text(tmp_path: Path) -> None:

@@ -58,8 +58,13 @@ def read_dicom(path: Path, source: str, file_sha256: str | None = None) -> Mammo
         warnings.simplefilter("ignore")  # pydicom warns with values from the file; what matters is raised
         try:
             check_deflated(path)
-            size = _check_header(_read(path, pixels=False))
-            return _mammogram(_read(path, pixels=True), size, source, file_sha256)
+            header = _read(path, pixels=False)
+            try:
+                size = _check_header(header)
+                return _mammogram(_read(path, pixels=True), size, source, file_sha256)
+            except NotAMammogramError as error:
+                error.size = _declared_size(header)
+                raise
         except (ImageError, MemoryError, OSError):
             raise
         except Exception as error:  # one bad file must never stop a batch
@@ -88,6 +93,11 @@ def _read(path: Path, pixels: bool) -> Dataset:
     return ds
 
 
+def _declared_size(ds: Dataset) -> tuple[int, int] | None:
+    rows, columns = attributes.integer(ds, "Rows"), attributes.integer(ds, "Columns")
+    return (rows, columns) if rows is not None and columns is not None and rows > 0 and columns > 0 else None
+
+
 def _check_header(ds: Dataset) -> tuple[int, int]:
     """(rows, columns) of a header that promises one monochrome mammogram; raises what it is instead."""
     attributes.check_kind(ds)
@@ -113,9 +123,9 @@ def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str
     if not attributes.value(ds, "PixelData"):
         raise DecodeError("expected pixel data, got none; the file is cut short or was stored without its image")
     raw = stored_values(ds, *size)
-    padding = _padding(ds, raw)
     bits, signed = int(ds.BitsStored), attributes.integer(ds, "PixelRepresentation") == 1
     values = raw if ds.file_meta.TransferSyntaxUID.is_encapsulated else _used_bits(raw, ds, signed)
+    padding = _padding(ds, values, bits, signed)
     endian = ">" if ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
     pixels = render(values, attributes.grayscale(ds, bits, signed, endian), padding)
     check_content(pixels)
@@ -146,14 +156,29 @@ def _used_bits(raw: NDArray[np.integer], ds: Dataset, signed: bool) -> NDArray[n
     return np.asarray(np.right_shift(shifted, allocated - stored))
 
 
-def _padding(ds: Dataset, raw: NDArray[np.integer]) -> NDArray[np.bool_] | None:
-    """Which pixels are Pixel Padding Value (or within its Range Limit), or None where there is none."""
+def _padding(ds: Dataset, values: NDArray[np.integer], bits: int, signed: bool) -> NDArray[np.bool_] | None:
+    """Which pixels are Pixel Padding Value (or within its Range Limit), or None where there is none.
+
+    values: stored values with unused bits cleared and the sign carried.
+    """
     first = attributes.integer(ds, "PixelPaddingValue")
-    if first is None:
-        return None
     limit = attributes.integer(ds, "PixelPaddingRangeLimit")
-    low, high = sorted((first, first if limit is None else limit))
-    if raw.dtype.kind == "u" and high < 0:  # written as signed: the same bits
-        low, high = low + 65536, high + 65536
-    padding = (raw >= low) & (raw <= high)
+    ends = [_as_stored(v, bits, signed) for v in (first, first if limit is None else limit) if v is not None]
+    if first is None or len(ends) != 2 or None in ends:
+        return None
+    low, high = sorted(v for v in ends if v is not None)
+    padding = (values >= low) & (values <= high)
     return padding if padding.any() and not padding.all() else None
+
+
+def _as_stored(value: int, bits: int, signed: bool) -> int | None:
+    """`value` of the header as a stored value of `bits`: the same bits, read with the image's sign; None where too large.
+
+    >>> _as_stored(-1, 12, False), _as_stored(63536, 12, True), _as_stored(254, 8, True), _as_stored(5000, 12, False)
+    (4095, -2000, -2, None)
+    """
+    above = (value & 0xFFFF) >> bits
+    if above not in (0, 0xFFFF >> bits):
+        return None
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if signed and value >> (bits - 1) else value

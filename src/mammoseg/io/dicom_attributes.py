@@ -135,15 +135,17 @@ def laterality(ds: Dataset) -> str | None:
 
 
 def view_position(ds: Dataset) -> str | None:
-    """ "CC", "MLO", ... from View Position, else from View Code Sequence; None where unknown."""
+    """ "CC", "MLO", ... from View Position, else from View Code Sequence; None where it is no view of a breast we know.
+
+    Other words of the header are not passed on: a damaged or hand-filled one may hold anything.
+    """
     word = text(ds, "ViewPosition").replace(" ", "").replace("-", "").replace("_", "")
     if word in ("RCC", "LCC", "RMLO", "LMLO"):
         return word[1:]
     if word in _VIEW_WORDS or word in _VIEWS:
         return _VIEW_WORDS.get(word, word)
     item = sequence_item(ds, "ViewCodeSequence")
-    coded = VIEW_CODES.get(text(item, "CodeValue")) if item is not None else None
-    return coded or (word if word.isalnum() and len(word) <= 16 else None)
+    return VIEW_CODES.get(text(item, "CodeValue")) if item is not None else None
 
 
 def check_kind(ds: Dataset) -> None:
@@ -158,7 +160,14 @@ def check_kind(ds: Dataset) -> None:
         raise NotAnImageError(f"expected an image, got a DICOM object without one ({kind}); give the mammograms themselves")
     if sop in _TOMOSYNTHESIS:
         raise NotAMammogramError("expected a two-dimensional mammogram, got tomosynthesis; give the 2D or synthetic view")
-    if text(ds, "PresentationIntentType") == "FOR PROCESSING" or sop == _MG_FOR_PROCESSING:
+    intent = text(ds, "PresentationIntentType")
+    linear = text(ds, "PixelIntensityRelationship") == "LIN" and not _names_voi(ds)
+    if not intent and linear and sop != _MG_FOR_PROCESSING:
+        raise NotAMammogramError(
+            "expected an image for presentation, got what looks like raw detector data (no Presentation Intent Type, "
+            "intensity linear in the X-rays, no window); export the FOR PRESENTATION image of this view"
+        )
+    if intent == "FOR PROCESSING" or sop == _MG_FOR_PROCESSING:
         raise NotAMammogramError(
             "expected an image for presentation, got raw detector data (Presentation Intent Type FOR PROCESSING); "
             "export the FOR PRESENTATION image of this view"
@@ -177,6 +186,11 @@ def check_kind(ds: Dataset) -> None:
     if not modality and not word_for_it and (body or (sop and sop not in _PROJECTION_CLASSES)):
         what = "another body part than the breast" if body else _shown_class(sop)
         raise NotAMammogramError(f"expected a mammogram, got no Modality and {what}; set Modality to MG if it is one")
+
+
+def _names_voi(ds: Dataset) -> bool:
+    """Whether the header says how to show the image: a window or a VOI LUT."""
+    return _window(ds) is not None or sequence_item(ds, "VOILUTSequence") is not None
 
 
 def _shown_modality(modality: str) -> str:

@@ -26,7 +26,8 @@ def sniff(path: Path) -> Kind:
 
     "dicom" or "raster" is worth a try with `load_mammogram`, which gives damaged ones their reason: a text named `.dcm`,
     and an empty file with the name of an image or no extension at all, are among them. "other" is to be skipped: text, XML,
-    PDF, DICOMDIR, hidden files. Reads at most 1 KiB. A file that cannot be opened is judged by its name.
+    PDF, DICOMDIR, hidden files. Reads at most 1 KiB. A file that cannot be opened is judged by its name; without an extension
+    it counts as "dicom", so that it is not passed over in silence.
     """
     if path.name.startswith("."):
         return "other"
@@ -34,7 +35,7 @@ def sniff(path: Path) -> Kind:
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError:
-        head = b"?"
+        head = b""
     if is_dicomdir(head) or path.name.upper() == "DICOMDIR":
         return "other"
     if looks_like_dicom(head):

@@ -1,8 +1,10 @@
 """PNG, TIFF, JPEG and PGM to f32 grey values: told by their first bytes, at full bit depth, checked for damage.
 
 OpenCV decodes, but does not say when a file is cut short; so the container is walked first. 8-bit values are divided by 255;
-deeper ones by the range in use (`grayscale.full_range`: 12-bit data in a 16-bit file keep their grey values). The EXIF (or
-TIFF) orientation is applied, so the native frame is the picture as any viewer shows it.
+deeper ones by the range in use (`grayscale.full_range`: 12-bit data in a 16-bit file keep their grey values).
+
+The native frame is the image as stored, row by row: an EXIF or TIFF orientation tag turns nothing, so that boxes and masks
+fit the file's own pixels (a viewer that heeds the tag may show the picture turned).
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from mammoseg.types import FloatImage
 Kind = Literal["png", "jpeg", "tiff", "pgm"]
 _CUT = "the {} is damaged or cut short; copy the file again"
 _COLOUR_SPREAD = 0.06  # of the range: channels of a grey picture differ less, up to JPEG's rounding
-_ORIENTATIONS = {2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (1, 2), 6: (3, 0), 7: (3, 2), 8: (1, 0)}
+_GAP = rb"(?:\s|#[^\n]*\n)++"  # possessive: linear in a hostile header
+_PGM_HEADER = re.compile(rb"P([25])" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})\s")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,6 @@ class _Container:
 
     height: int
     width: int
-    orientation: int = 1
     white_is_zero: bool = False
 
 
@@ -56,14 +58,44 @@ def raster_kind(head: bytes) -> Kind | None:
     return None
 
 
+def raster_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of the stored image that a PNG, JPEG, TIFF or PGM declares; None where it declares none.
+
+    data: the file's bytes; for a PNG the first 24 suffice.
+
+    >>> raster_size(b"P5 640 480 255 ")
+    (480, 640)
+    """
+    kind = raster_kind(data[:16])
+    if kind == "png" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    if kind == "tiff":
+        tags = _tiff_tags(data)
+        return (tags[257], tags[256]) if 256 in tags and 257 in tags else None
+    if kind == "pgm":
+        header = _PGM_HEADER.match(data)
+        return (int(header[3]), int(header[2])) if header is not None else None
+    return stream_size(data)
+
+
 def decode_raster(data: bytes) -> FloatImage:
     """The whole file's bytes to f32[H, W] in [0, 1], bright = dense.
 
-    Raises `DecodeError` (damaged, cut short, unknown) or `NotAMammogramError` (colour, blank, too small, several pages).
+    Raises `DecodeError` (damaged, cut short, unknown) or `NotAMammogramError` (colour, blank, too small, several pages; with
+    the image's size).
     """
     kind = raster_kind(data[:16])
     if kind is None:
         raise DecodeError("expected a PNG, TIFF, JPEG or PGM image as the file's name says, got other data; export it again")
+    try:
+        return _grey(data, kind)
+    except NotAMammogramError as error:
+        error.size = raster_size(data)
+        raise
+
+
+def _grey(data: bytes, kind: Kind) -> FloatImage:
     if kind == "pgm":
         grey = _pgm(data)
     else:
@@ -127,15 +159,11 @@ def _decode(data: bytes, kind: Kind, container: _Container) -> NDArray[np.generi
         raise DecodeError(_CUT.format(kind.upper()))
     if container.white_is_zero:
         array = np.iinfo(array.dtype).max - array
-    turns, flip = _ORIENTATIONS.get(container.orientation, (0, 0))
-    array = np.rot90(array, turns)
-    if flip:
-        array = array[:, ::-1] if flip == 1 else array[::-1]
     return np.ascontiguousarray(array)
 
 
 def _png(data: bytes) -> _Container:
-    position, size, orientation, ended = 8, (0, 0), 1, False
+    position, size, ended = 8, (0, 0), False
     while position + 12 <= len(data):
         length, name = struct.unpack(">I4s", data[position : position + 8])
         body = data[position + 8 : position + 8 + length]
@@ -145,29 +173,23 @@ def _png(data: bytes) -> _Container:
         if name == b"IHDR" and length == 13:
             width, height = struct.unpack(">II", body[:8])
             size = height, width
-        elif name == b"eXIf":
-            orientation = _tiff_tags(body).get(274, 1)
         elif name == b"IEND":
             ended = True
             break
         position += 12 + length
     if not ended:
         raise DecodeError(_CUT.format("PNG"))
-    return _Container(*size, orientation)
+    return _Container(*size)
 
 
 def _jpeg(data: bytes) -> _Container:
     size = stream_size(data)
-    position, orientation = 2, 1
+    position = 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
-        length = struct.unpack(">H", data[position + 2 : position + 4])[0]
-        body = data[position + 4 : position + 2 + length]
-        if data[position + 1] == 0xE1 and body[:6] == b"Exif\0\0":
-            orientation = _tiff_tags(body[6:]).get(274, 1)
-        position += 2 + length
+        position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
     if size is None or data.rfind(b"\xff\xd9") <= position:
         raise DecodeError(_CUT.format("JPEG"))
-    return _Container(*size, orientation)
+    return _Container(*size)
 
 
 def _tiff(data: bytes) -> _Container:
@@ -178,7 +200,7 @@ def _tiff(data: bytes) -> _Container:
         raise DecodeError(_CUT.format("TIFF"))
     if tags[-1]:
         raise NotAMammogramError("expected one image, got a TIFF of several pages; give each view as its own file")
-    return _Container(tags[257], tags[256], tags.get(274, 1), tags.get(262) == 0)
+    return _Container(tags[257], tags[256], tags.get(262) == 0)
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:
@@ -213,12 +235,10 @@ def _plain_tiff(data: bytes) -> bytes:
 
 def _pgm(data: bytes) -> FloatImage:
     """Netpbm P2 (text) and P5 (binary, big-endian above 255); grey = value / maxval."""
-    header = re.match(
-        rb"P([25])((?:\s+|#[^\n]*\n)+)(\d{1,9})((?:\s+|#[^\n]*\n)+)(\d{1,9})((?:\s+|#[^\n]*\n)+)(\d{1,9})\s", data
-    )
+    header = _PGM_HEADER.match(data)
     if header is None:
         raise DecodeError(_CUT.format("PGM"))
-    width, height, top = int(header[3]), int(header[5]), int(header[7])
+    width, height, top = int(header[2]), int(header[3]), int(header[4])
     check_size(height, width)
     check_shape(height, width)
     if not 1 <= top <= 65535:
