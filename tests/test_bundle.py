@@ -84,7 +84,9 @@ def _write_bundle(folder: Path) -> Path:
     folder.mkdir()
     for name in b.REQUIRED:
         (folder / name).write_text("{}")
-    (folder / "config.json").write_text(json.dumps({"format": 1, "name": "tiny"}))
+    (folder / "config.json").write_text(
+        json.dumps({"format": 1, "name": "tiny", "networks": {n: {"spec": {}} for n in b.NETWORKS}})
+    )
     (folder / "training.json").write_text(json.dumps({"image_sha256": ["aa"]}))
     b.write_sums(folder)
     return folder
@@ -123,6 +125,22 @@ def test_what_is_missing_or_unknown_is_named(tmp_path: Path) -> None:
         b.open_bundle(folder)
     (folder / b.SUMS).unlink()
     with pytest.raises(BundleError, match="SHA256SUMS is missing"):
+        b.open_bundle(folder)
+
+
+@pytest.mark.parametrize("networks", [None, [], {}, {"detector": {"spec": {}}}, {"detector": 1, "segmenter": {"spec": []}}])
+def test_a_config_without_networks_is_named(tmp_path: Path, networks: object) -> None:
+    folder = _write_bundle(tmp_path / "tiny")
+    (folder / "config.json").write_text(json.dumps({"format": 1, "networks": networks}))
+    b.write_sums(folder)
+    with pytest.raises(BundleError, match=r"config\.json: networks\.\w+\.spec is missing"):
+        b.open_bundle(folder)
+
+
+def test_sums_that_are_no_text_are_named(tmp_path: Path) -> None:
+    folder = _write_bundle(tmp_path / "tiny")
+    (folder / b.SUMS).write_bytes(b"\xff\xfe\n")
+    with pytest.raises(BundleError, match="expected lines of"):
         b.open_bundle(folder)
 
 

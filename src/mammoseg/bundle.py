@@ -91,6 +91,7 @@ def open_bundle(directory: Path | str | None = None) -> Bundle:
         raise BundleError(f"no bundle at {path}: expected a directory with config.json and network files")
     verify(path)
     config = _read_json(path / "config.json")
+    training, metrics = _read_json(path / "training.json"), _read_json(path / "metrics.json")
     if config.get("format") != FORMAT:
         raise BundleError(
             f"{path / 'config.json'}: bundle format {config.get('format')!r} is not known here (expected {FORMAT}); "
@@ -98,7 +99,12 @@ def open_bundle(directory: Path | str | None = None) -> Bundle:
         )
     digest = hashlib.sha256((path / SUMS).read_bytes()).hexdigest()
     name = str(config.get("name") or path.name)
-    return Bundle(path, name, digest, config, _read_json(path / "training.json"), _read_json(path / "metrics.json"))
+    networks = config.get("networks")
+    for network in NETWORKS:
+        entry = networks.get(network) if isinstance(networks, dict) else None
+        if not isinstance(entry, dict) or not isinstance(entry.get("spec"), dict):
+            raise BundleError(f"{path / 'config.json'}: networks.{network}.spec is missing; get the bundle again")
+    return Bundle(path, name, digest, config, training, metrics)
 
 
 def default_bundle() -> Path:
@@ -107,7 +113,9 @@ def default_bundle() -> Path:
     found = sorted(p for p in root.iterdir() if (p / "config.json").is_file()) if root.is_dir() else []
     if not found:
         raise BundleError("this installation of mammoseg has no weights; name a bundle with --weights, or train one")
-    return found[-1]
+    if len(found) > 1:
+        raise BundleError(f"several installed weights ({', '.join(p.name for p in found)}): name one with --weights")
+    return found[0]
 
 
 def verify(directory: Path) -> None:
@@ -116,7 +124,7 @@ def verify(directory: Path) -> None:
     if not sums.is_file():
         raise BundleError(f"{directory}: {SUMS} is missing, so this is no complete bundle")
     listed: dict[str, str] = {}
-    for line in sums.read_text(encoding="utf-8").splitlines():
+    for line in sums.read_bytes().decode("utf-8", "backslashreplace").splitlines():
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name or "/" in name or "\\" in name:
             raise BundleError(f"{sums}: expected lines of '<sha256>  <file name>', got {line!r}")

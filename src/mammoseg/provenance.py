@@ -14,7 +14,7 @@ def describe_run(bundle: Bundle, given: Mapping[str, Any], settings: Mapping[str
     """The provenance of findings, JSON-able.
 
     given: the settings the bundle comes with; settings: those used; what differs is listed under `overrides`. The number
-    of threads is left out: it changes how fast, not what, is found.
+    of threads is left out: it changes boxes by less than 0.05 px and scores by less than 1e-3.
     """
     runtime = dict(settings["runtime"])
     used = {k: v for k, v in settings.items() if k != "runtime"}

@@ -88,6 +88,16 @@ def parse_spec(spec: str | Path) -> tuple[str, Path, dict[str, str]]:
     return _recognise(path), path, options
 
 
+def dataset_name(spec: str | Path) -> str:
+    """The name of its folder, by which records of training name a dataset: the same wherever it lies and however it is named.
+
+    >>> dataset_name("coco:/data/mine/annotations.json?category=tumour")
+    'mine'
+    """
+    path = parse_spec(spec)[1].resolve()
+    return path.parent.name if path.suffix.lower() == ".json" and not path.is_dir() else path.name
+
+
 def _recognise(path: Path) -> str:
     if path.is_file() and path.suffix.lower() == ".json":
         return "coco"

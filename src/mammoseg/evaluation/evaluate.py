@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mammoseg.config import to_dict
-from mammoseg.datasets import parse_spec, read_dataset
+from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.evaluation.average_precision import PrecisionRecall, precision_recall
 from mammoseg.evaluation.bootstrap import Interval, intervals, resamples
 from mammoseg.evaluation.froc import FPI, Froc, froc
@@ -177,10 +177,7 @@ def evaluate_command(findings: Path, truth: str, out: Path | None, options: Eval
     """
     from mammoseg.evaluation.report import write_report  # matplotlib is slow to import
 
-    kind, path, _ = parse_spec(truth)
-    evaluation = evaluate(
-        findings, read_dataset(truth), options, {kind, path.stem, path.resolve().parent.name, path.resolve().name}
-    )
+    evaluation = evaluate(findings, read_dataset(truth), options, [dataset_name(truth)])
     if out is not None:
         write_report(out, evaluation)
     return evaluation

@@ -12,7 +12,7 @@ import numpy as np
 
 from mammoseg.bundle import hash_file, hash_patient
 from mammoseg.config import from_dict, to_dict
-from mammoseg.datasets import read_dataset
+from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold, select
 from mammoseg.detection import DETECTORS, build_detector, described, lookup, network_config
 from mammoseg.detection.anchors import kmeans_anchors
@@ -190,16 +190,13 @@ def _load_start(model: Any, path: Path) -> None:
 def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: Model | None) -> dict[str, Any]:
     """What was trained on; what the model it started from had seen counts as seen."""
     seen = start.record if start else {}
-    name = Path(data.partition(":")[2] or data)
-    name = name.parent if name.suffix else name
+    name = dataset_name(data)
     return {
-        "dataset": name.name,
+        "dataset": name,
         "datasets": sorted({name.name, *datasets_of(seen)}),
         "fold": fold.name,
         "fold_hash": fold.content_hash,
         "n_images": len(train),
         "image_sha256": sorted({hash_file(Path(c.item.path)) for c in train}.union(seen.get("image_sha256", ()))),
-        "patient_sha256": sorted(
-            {hash_patient(name.name, c.item.patient_id) for c in train}.union(seen.get("patient_sha256", ()))
-        ),
+        "patient_sha256": sorted({hash_patient(name, c.item.patient_id) for c in train}.union(seen.get("patient_sha256", ()))),
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mammoseg.bundle import hash_file, hash_patient
 from mammoseg.config import to_dict
-from mammoseg.datasets import parse_spec, read_dataset
+from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.datasets.splits import load_fold, select
 from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.experiments.start import datasets_of, open_model
@@ -203,7 +203,7 @@ def train_segmenter(
     task = SegmenterTask(model, config, train, validation)
     result = fit(task, config.training, out, resume=resume)
     used = {r.image_id for r in train}
-    name = _dataset_name(data)
+    name = dataset_name(data)
     record: dict[str, Any] = {
         "dataset": name,
         "datasets": sorted({name, *seen[2]}),
@@ -243,12 +243,6 @@ def _start(
         problem = str(error).splitlines()[-1].strip()
         raise TrainingError(f"{init}: its weights do not fit the configured network: {problem}") from error
     return words, (record.get("image_sha256", ()), record.get("patient_sha256", ()), datasets_of(record))
-
-
-def _dataset_name(data: str) -> str:
-    """The data set's folder name: the same wherever it lies."""
-    path = parse_spec(data)[1].resolve()
-    return path.name if path.is_dir() else path.parent.name
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
