@@ -193,7 +193,7 @@ def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: Model | 
     name = dataset_name(data)
     return {
         "dataset": name,
-        "datasets": sorted({name.name, *datasets_of(seen)}),
+        "datasets": sorted({name, *datasets_of(seen)}),
         "fold": fold.name,
         "fold_hash": fold.content_hash,
         "n_images": len(train),
