@@ -160,6 +160,19 @@ def test_batches_depend_on_seed_and_step_alone_and_pairs_stay_together(data: Pat
         assert image[0][truth[0] > 0.5].mean() > image[0][truth[0] < 0.5].mean() + 0.5  # the bright ellipse is the truth
 
 
+def test_two_devices_share_the_batch_and_miss_no_region(data: Path) -> None:
+    regions = load_regions(read_dataset(data), SMALL.crop, SMALL.jitter)
+    config = replace(SMALL, training=replace(SMALL.training, batch_size=2, devices=2))
+    task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": to_dict(SMALL.network)}), config, regions)
+    seen: list[str] = []
+    task.sample = lambda region, rng: (  # type: ignore[method-assign]
+        seen.append(region.image_id) or SegmenterTask.sample(task, region, rng)
+    )
+    for step in range(len(regions)):  # one epoch: the two devices take turns at the batch numbers
+        assert len(task.batch(step, 0)["image"]) == 1
+    assert sorted(seen) == sorted(region.image_id for region in regions)
+
+
 def test_windows_in_memory_show_what_the_whole_image_shows(data: Path) -> None:
     """A crop cut from a region's window equals the crop cut from the image, at the border too."""
     from mammoseg.experiments.train_segmenter import true_crop

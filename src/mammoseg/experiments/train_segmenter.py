@@ -129,11 +129,12 @@ class SegmenterTask:
         return np.asarray(turn(grey, symmetry), dtype=np.float32), np.asarray(turn(truth, symmetry), dtype=np.bool_)
 
     def batch(self, step: int, seed: int) -> dict[str, Tensor]:
-        """`image` f32[B, C, s, s] and `truth` f32[B, 1, s, s] of a step: a function of (step, seed, rank) alone."""
-        size = self.config.training.batch_size
-        ranks, rank = _world()
-        indices = batch_indices(len(self.train), step * ranks + rank, size, seed)
-        pairs = [self.sample(self.train[i], generator(seed, step, rank, k)) for k, i in enumerate(indices)]
+        """`image` f32[B, C, s, s] and `truth` f32[B, 1, s, s] of batch number `step`: a function of (step, seed) alone.
+
+        The loop numbers the batches of several devices one after the other; B is one device's share.
+        """
+        indices = batch_indices(len(self.train), step, self.config.training.device_batch_size, seed)
+        pairs = [self.sample(self.train[i], generator(seed, step, 0, k)) for k, i in enumerate(indices)]
         images = normalise(np.stack([p[0] for p in pairs]), self.config.spec)
         truth = np.stack([p[1] for p in pairs])[:, None].astype(np.float32)
         return {"image": torch.from_numpy(images), "truth": torch.from_numpy(truth)}
@@ -165,13 +166,6 @@ def true_crop(region: Region, box: Boxes, crop: CropConfig) -> tuple[FloatImage,
     """Network input f32[s, s] and truth bool[s, s] of `box` in the region's frame."""
     cut = cut_crop(region.pixels, box, crop)
     return network_input(cut, crop), truth_crop(region.mask, region.origin_px, cut.to_crop)
-
-
-def _world() -> tuple[int, int]:
-    """(number of processes that train together, which of them this is)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return 1, 0
 
 
 def train_segmenter(
@@ -220,7 +214,10 @@ def train_segmenter(
         "patient_sha256": sorted({hash_patient(name, r.patient_id) for r in train} | set(seen[1])),
     }
     spec = to_dict(config.spec) | {"crop": to_dict(config.crop)}
-    return save_model(out / "model", "segmenter", result.state, description, spec, record)
+    target = out / "model"
+    if result.is_main:
+        save_model(target, "segmenter", result.state, description, spec, record)
+    return target
 
 
 def _start(
