@@ -259,8 +259,8 @@ def test_candidates_hold_every_lesion_unchanged_then_what_none_stands_for():
     assert got.scores == pytest.approx([0.9 * 4 / 5, 0.2 * 4 / 5])
     moved = Detections(np.array([[12.0, 12, 32, 32]]), np.array([0.01]), (64, 64))  # a lesion with another box and a low score
     got = candidates(moved, scales, CONFIG)
-    assert got.boxes.tolist() == [pytest.approx(far), [12, 12, 32, 32]]
-    assert got.scores[1] == 0.01
+    assert got.boxes.tolist() == [[12, 12, 32, 32], pytest.approx(far)]
+    assert got.scores[0] == 0.01
 
 
 def test_candidates_are_at_most_100_and_none_below_0005():
@@ -271,7 +271,7 @@ def test_candidates_are_at_most_100_and_none_below_0005():
     lesions = fuse(scales, FusionConfig(lam=0.0, score_min=0.88))
     got = candidates(lesions, scales, CONFIG)
     assert len(got) == 100
-    assert (np.diff(got.scores) <= 0).all()
+    assert (np.diff(got.scores[len(lesions) :]) <= 0).all()
     few = Detections(scales[0].boxes, scores / 130, (320, 320))
     got = candidates(Detections.empty((320, 320)), [few], CONFIG)
     assert len(got) > 0
@@ -279,21 +279,55 @@ def test_candidates_are_at_most_100_and_none_below_0005():
     assert len(got) == (scores / 130 >= 0.005).sum()
 
 
-def test_every_lesion_is_a_candidate_on_random_scales():
-    rng = np.random.default_rng(11)
+def test_of_more_than_100_lesions_the_first_100_are_the_candidates():
+    corner = np.stack(np.meshgrid(np.arange(12) * 25.0, np.arange(12) * 25.0), -1).reshape(-1, 2)
+    boxes = np.concatenate([corner, corner + 15], axis=1)
+    lesions = Detections(boxes[:130], np.linspace(0.9, 0.4, 130), (320, 320))
+    got = candidates(lesions, [Detections(boxes, np.full(len(boxes), 0.95), (320, 320))], CONFIG)
+    assert got.boxes.tolist() == boxes[:100].tolist()
+    assert got.scores.tolist() == lesions.scores[:100].tolist()
+
+
+def stands_for(box, standing, same_iou):
+    """The rule of `candidates`, word for word, one pair at a time."""
+    for s in standing:
+        wide, high = min(box[2], s[2]) - max(box[0], s[0]), min(box[3], s[3]) - max(box[1], s[1])
+        common = max(wide, 0) * max(high, 0)
+        a, b = (box[2] - box[0]) * (box[3] - box[1]), (s[2] - s[0]) * (s[3] - s[1])
+        iou = common / (a + b - common)
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        inside = s[0] <= x < s[2] and s[1] <= y < s[3]
+        if iou >= same_iou or (iou >= 0.2 and inside and common >= 0.8 * min(a, b)):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("method", ["msf", "wbf", "nms", "none"])
+def test_candidates_are_the_lesions_then_every_other_fused_box_that_none_stands_for(method):
+    """On random scales, with lesions that took others in: nothing is lost, nothing that was taken in comes back."""
+    rng = np.random.default_rng(["msf", "wbf", "nms", "none"].index(method))
+    taken_in = 0
     for _ in range(60):
         scales = []
-        for _ in range(5):
-            centre, half = rng.normal(50, 15, (12, 2)), rng.uniform(3, 20, (12, 2))
-            scales.append(Detections(np.concatenate([centre - half, centre + half], 1), rng.uniform(0.005, 1, 12), (100, 100)))
-        config = FusionConfig(lam=float(rng.choice([0.0, 0.3, 0.6])))
-        lesions = fuse(scales, config)
-        got = {
-            (*b, s)
-            for b, s in zip(
-                map(tuple, candidates(lesions, scales, config).boxes.tolist()),
-                candidates(lesions, scales, config).scores,
-                strict=True,
-            )
-        }
-        assert {(*b, s) for b, s in zip(map(tuple, lesions.boxes.tolist()), lesions.scores, strict=True)} <= got
+        for _ in range(int(rng.integers(1, 6))):
+            n = int(rng.integers(0, 40))
+            centre, half = rng.uniform(0, 300, (n, 2)), rng.uniform(3, 25, (n, 2))
+            scales.append(Detections(np.concatenate([centre - half, centre + half], 1), rng.uniform(0.001, 1, n), (300, 300)))
+        config = FusionConfig(method=method, lam=float(rng.choice([0.0, 0.3, 0.6])), score_min=float(rng.choice([0.0, 0.3])))
+        found = fuse(scales, config)
+        kept = found.select(rng.random(len(found)) < 0.6)  # the rest was merged into them
+        got = candidates(kept, scales, config, found.boxes)
+        n = min(len(kept), 100)
+        assert len(got) <= 100
+        assert got.boxes[:n].tolist() == kept.boxes[:n].tolist()
+        assert got.scores[:n].tolist() == kept.scores[:n].tolist()
+        everything = FusionConfig(method="wbf" if method == "msf" else method, score_min=0.0)
+        fused = fuse(scales, everything)
+        expected = [
+            (s, b)
+            for s, b in zip(fused.scores.tolist(), fused.boxes.tolist(), strict=True)
+            if s >= 0.005 and not stands_for(b, found.boxes, config.same_iou)
+        ]
+        assert list(zip(got.scores[n:].tolist(), got.boxes[n:].tolist(), strict=True)) == expected[: 100 - n]
+        taken_in += sum(stands_for(b, found.boxes, 0.45) and not stands_for(b, kept.boxes, 0.45) for b in fused.boxes)
+    assert taken_in > 0, "no case put the rule to the test"

@@ -11,7 +11,10 @@ import pytest
 
 import mammoseg
 from mammoseg.errors import BundleError, ConfigError, NotAMammogramError, UsageError
+from mammoseg.fusion import fuse
+from mammoseg.geometry import box_iou
 from mammoseg.io.findings_json import findings_to_json
+from mammoseg.io.load import load_mammogram
 
 
 def test_three_lines(tiny_bundle: Path, small_exams: Path) -> None:
@@ -24,6 +27,26 @@ def test_three_lines(tiny_bundle: Path, small_exams: Path) -> None:
     assert findings.image.source == image.name
     again = pipeline.analyze_file(image)
     assert findings_to_json(again) == findings_to_json(findings)
+
+
+def test_a_detection_merged_into_a_lesion_does_not_come_back_as_a_candidate(tiny_bundle: Path, small_exams: Path) -> None:
+    """Each box of the fused set became a lesion or part of one: no candidate beyond the lesions lies where one of them lay."""
+    pipeline = mammoseg.load(tiny_bundle, ["fusion.method=nms", "fusion.nms_iou=0.7", "fusion.score_min=0.05"])
+    merged = others = 0
+    for image in sorted(small_exams.iterdir())[:2]:
+        mammogram = load_mammogram(image)
+        found = fuse(pipeline.detector.detect(mammogram, None, 0.005, 0.7), pipeline.config.fusion)
+        findings = pipeline.analyze(mammogram)
+        boxes = [lesion.box for lesion in findings.lesions]
+        assert findings.candidates is not None
+        assert {tuple(b) for b in boxes} <= {tuple(b) for b in found.boxes.tolist()}
+        assert [tuple(b) for b in findings.candidates.boxes.tolist()][: len(boxes)] == boxes[:100]
+        rest = findings.candidates.boxes[len(boxes) :]
+        assert (box_iou(rest, found.boxes) < pipeline.config.fusion.same_iou).all()
+        merged += len(found) - len(boxes)
+        others += len(rest)
+    assert merged > 0, "nothing was merged"
+    assert others > 0
 
 
 def test_an_array_gives_what_its_file_gives(tiny_bundle: Path, small_exams: Path) -> None:

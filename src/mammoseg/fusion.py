@@ -37,7 +37,7 @@ class FusionConfig:
     score_min, nms_iou: per-scale score threshold and NMS. The paper is silent on both: our assumptions.
     wbf_iou: boxes that overlap a fused box by more join it (Solovyev et al. 2021 use 0.55).
     lesion_score_min: fused boxes with a lower absolute score are no lesions; 0 as published.
-    same_iou: a lesion stands for another fused box from this IoU on (see `candidates`).
+    same_iou: a lesion stands for another fused box from this IoU on with a box it was made from (see `candidates`).
     """
 
     method: Method = "msf"
@@ -139,25 +139,30 @@ def last_scale(per_scale: Sequence[Detections], config: FusionConfig) -> Detecti
     return suppress(Detections(kept.boxes, kept.scores, size, "none"), config.nms_iou)
 
 
-def candidates(lesions: Detections, per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
-    """What AP and FROC are computed from: every lesion, and every other fused box that no lesion stands for.
+def candidates(
+    lesions: Detections, per_scale: Sequence[Detections], config: FusionConfig, covered: Boxes | None = None
+) -> Detections:
+    """What AP and FROC are computed from: every lesion, then every other fused box that no lesion stands for.
 
+    covered: f64[N, 4], the boxes that the lesions were made from, so that one merged into a better one does not come back;
+    the lesions' own by default.
     The others come from the 200 best boxes of every scale, however low their score: fused by WBF for "msf" and "wbf" (their
     scores are means over the scales run, as the lesions' are), by NMS for "nms", taken from the last scale for "none". A
-    lesion stands for a fused box where their IoU reaches `same_iou`, or reaches 0.2 while the fused box's centre lies in the
-    lesion's box and 0.8 of the smaller in the larger (an MSF region may be the core or the union of its boxes).
+    lesion stands for a fused box where the IoU with a box it was made from reaches `same_iou`, or reaches 0.2 while the fused
+    box's centre lies in it and 0.8 of the smaller in the larger (an MSF region may be the core or the union of its boxes).
 
-    Returns lesions (same boxes, same scores) and others together, best first, a lesion first among equals; others have a
-    score >= 0.005 and are left out from the 101st on. Lesions are never left out.
+    Returns at most 100: the lesions in their order (same boxes, same scores; of more than 100 the first 100), then the
+    others with a score >= 0.005, best first, as many as there is room for.
     """
     everything = replace(config, score_min=0.0, lesion_score_min=0.0)
     per_scale = [d.best_first().select(np.arange(min(len(d), _MOST_A_SCALE))) for d in per_scale]
     others = (nms_fusion if config.method == "nms" else last_scale if config.method == "none" else wbf)(per_scale, everything)
     others = others.select(others.scores >= CANDIDATE_SCORE_MIN)
-    others = others.select(~_stood_for(others.boxes, lesions.boxes, config.same_iou))
-    others = others.best_first().select(np.arange(min(len(others), max(0, MAX_CANDIDATES - len(lesions)))))
-    boxes = np.concatenate([lesions.boxes, others.boxes])
-    return Detections(boxes, np.concatenate([lesions.scores, others.scores]), lesions.size, "candidates").best_first()
+    standing = lesions.boxes if covered is None else np.concatenate([lesions.boxes, covered])
+    others = others.select(~_stood_for(others.boxes, standing, config.same_iou)).best_first()
+    boxes = np.concatenate([lesions.boxes, others.boxes])[:MAX_CANDIDATES]
+    scores = np.concatenate([lesions.scores, others.scores])[:MAX_CANDIDATES]
+    return Detections(boxes, scores, lesions.size, "candidates")
 
 
 def suppress(detections: Detections, iou: float) -> Detections:
@@ -203,16 +208,16 @@ def _iou(box: NDArray[np.float64], many: Boxes) -> NDArray[np.float64]:
     return out
 
 
-def _stood_for(boxes: Boxes, lesions: Boxes, same_iou: float) -> NDArray[np.bool_]:
-    if not len(boxes) or not len(lesions):
+def _stood_for(boxes: Boxes, standing: Boxes, same_iou: float) -> NDArray[np.bool_]:
+    if not len(boxes) or not len(standing):
         return np.zeros(len(boxes), dtype=bool)
-    a, b = boxes[:, None, :], lesions[None, :, :]
+    a, b = boxes[:, None, :], standing[None, :, :]
     sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0)
-    smaller = np.minimum(box_area(boxes)[:, None], box_area(lesions)[None, :])
+    smaller = np.minimum(box_area(boxes)[:, None], box_area(standing)[None, :])
     nested = sides.prod(axis=-1) >= 0.8 * smaller
     centre = (a[..., :2] + a[..., 2:]) / 2
     inside = ((centre >= b[..., :2]) & (centre < b[..., 2:])).all(axis=-1)
-    iou = box_iou(boxes, lesions)
+    iou = box_iou(boxes, standing)
     hit: NDArray[np.bool_] = ((iou >= same_iou) | (nested & inside & (iou >= 0.2))).any(axis=1)
     return hit
 

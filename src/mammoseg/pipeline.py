@@ -71,7 +71,7 @@ class Pipeline:
             per_scale, found = [Detections.empty(mammogram.size)], boxes.best_first()
         masks = self.segmenter.segment(mammogram, found.boxes)
         lesions = reconstruct(masks, found, mammogram, self.config.reconstruction)
-        everything = candidates(_as_detections(lesions, mammogram.size), per_scale, self.config.fusion)
+        everything = candidates(_as_detections(lesions, mammogram.size), per_scale, self.config.fusion, found.boxes)
         return Findings(self._image_info(mammogram), "processed", None, lesions, everything, self.provenance)
 
     def analyze_file(self, path: Path | str, source: str | None = None) -> Findings:

@@ -202,7 +202,8 @@ class Findings:
     """What every consumer takes: the outcome for one image.
 
     status: `processed` (nothing found is an empty `lesions`), `rejected` or `failed` (both with a `reason`, no lesions).
-    candidates: every lesion (same box, same score), then what no lesion stands for, best first, score >= 0.005, at most 100.
+    candidates: at most 100: first every lesion (same box, same score, same order; of more than 100 the first 100), then what
+    no lesion stands for with a score >= 0.005, best first.
     provenance: bundle name and hash, versions, settings; JSON-able; no clock time, no absolute path.
     """
 
