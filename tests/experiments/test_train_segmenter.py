@@ -31,6 +31,7 @@ from mammoseg.segmentation.losses import SegmentationLossConfig  # noqa: E402
 from mammoseg.segmentation.predictor import SegmenterSpec  # noqa: E402
 from mammoseg.segmentation.unetpp import UNetPlusPlusConfig  # noqa: E402
 from mammoseg.segmentation.vgg import load_vgg  # noqa: E402
+from mammoseg.training.batches import share_of  # noqa: E402
 from mammoseg.training.checkpoint import load_model  # noqa: E402
 from mammoseg.training.loop import LoopConfig, fit  # noqa: E402
 
@@ -151,7 +152,7 @@ def test_boxes_alone_do_not_teach_segmentation(tmp_path: Path, data: Path) -> No
 def test_batches_depend_on_seed_and_step_alone_and_pairs_stay_together(data: Path) -> None:
     regions = load_regions(read_dataset(data), SMALL.crop, SMALL.jitter)
     task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": to_dict(SMALL.network)}), SMALL, regions)
-    first, same, other = task.batch(3, 0), task.batch(3, 0), task.batch(3, 1)
+    first, same, other = task.batch(3, range(4), 0), task.batch(3, range(4), 0), task.batch(3, range(4), 1)
     assert torch.equal(first["image"], same["image"])
     assert torch.equal(first["truth"], same["truth"])
     assert not torch.equal(first["image"], other["image"])
@@ -160,17 +161,14 @@ def test_batches_depend_on_seed_and_step_alone_and_pairs_stay_together(data: Pat
         assert image[0][truth[0] > 0.5].mean() > image[0][truth[0] < 0.5].mean() + 0.5  # the bright ellipse is the truth
 
 
-def test_two_devices_share_the_batch_and_miss_no_region(data: Path) -> None:
+def test_two_devices_see_together_what_one_sees(data: Path) -> None:
     regions = load_regions(read_dataset(data), SMALL.crop, SMALL.jitter)
-    config = replace(SMALL, training=replace(SMALL.training, batch_size=2, devices=2))
-    task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": to_dict(SMALL.network)}), config, regions)
-    seen: list[str] = []
-    task.sample = lambda region, rng: (  # type: ignore[method-assign]
-        seen.append(region.image_id) or SegmenterTask.sample(task, region, rng)
-    )
-    for step in range(len(regions)):  # one epoch: the two devices take turns at the batch numbers
-        assert len(task.batch(step, 0)["image"]) == 1
-    assert sorted(seen) == sorted(region.image_id for region in regions)
+    task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": to_dict(SMALL.network)}), SMALL, regions)
+    for step in range(3):
+        whole = task.batch(step, share_of(0, 1, 4), 0)
+        parts = [task.batch(step, share_of(rank, 2, 4), 0) for rank in range(2)]
+        for key, value in whole.items():
+            assert torch.equal(torch.cat([p[key] for p in parts]), value)
 
 
 def test_windows_in_memory_show_what_the_whole_image_shows(data: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,9 @@ class TinyTask:
         self.stop_at, self.bad_at, self.calls = stop_at, bad_at, 0
         self.validated: list[float] = []
 
-    def batch(self, step: int, seed: int) -> Tensor:
-        return torch.from_numpy(generator(seed, step).normal(size=(2, 1, 8, 8)).astype("float32"))
+    def batch(self, step: int, places: range, seed: int) -> Tensor:
+        items = [generator(seed, step, place).normal(size=(1, 8, 8)) for place in places]
+        return torch.from_numpy(np.stack(items).astype("float32"))
 
     def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         self.calls += 1
@@ -129,8 +131,8 @@ def test_averaged_weights_are_the_running_average(tmp_path: Path) -> None:
             self.model = nn.Linear(1, 1, bias=False)
             nn.init.zeros_(self.model.weight)
 
-        def batch(self, step: int, seed: int) -> Tensor:
-            return torch.ones(1, 1)
+        def batch(self, step: int, places: range, seed: int) -> Tensor:
+            return torch.ones(len(places), 1)
 
         def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
             return {"loss": -model(batch).sum()}  # the gradient is -1: SGD adds the rate at every step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,13 +42,23 @@ class Geometry:
     xy_scale: float
 
 
+def at_least_one(count: int) -> float:
+    """What a loss summed over `count` positives is divided by."""
+    return max(1.0, float(count))
+
+
 def detection_loss(
-    maps: Sequence[Tensor], boxes: Tensor, image: Tensor, geometry: Geometry, config: LossConfig
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    image: Tensor,
+    geometry: Geometry,
+    config: LossConfig,
+    divisor: Callable[[int], float] = at_least_one,
 ) -> dict[str, Tensor]:
     """The loss of raw maps f32[B, A·(5 + classes), h, w] against boxes f32[M, 4] (`xyxy`, px) of images int64[M].
 
     Returns "loss" (the total), "box", "objectness", "class": scalars. Published: sums over a batch divided by its images;
-    dense: divided by the number of positives. All boxes are of class 0.
+    dense: divided by `divisor` of the number of positives, which several devices have in common. All boxes are of class 0.
     """
     anchors = geometry.anchors.to(maps[0].device)
     count = anchors.shape[1]
@@ -60,7 +70,7 @@ def detection_loss(
         parts = {k: v / maps[0].shape[0] for k, v in parts.items()}
     else:
         assigned = assign_dense(boxes, image, anchors, geometry.strides, sizes, config.ratio_max, geometry.xy_scale)
-        positives = max(1, sum(len(a) for a in assigned))
+        positives = divisor(sum(len(a) for a in assigned))
         parts = {k: v / positives for k, v in _dense(raw, assigned, (boxes, image), geometry, config).items()}
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 

@@ -18,13 +18,14 @@ from mammoseg.detection.predictor import Detector, DetectorSpec
 from mammoseg.preprocessing.augmentation import AugmentationConfig, change_intensity, draw, visible_boxes
 from mammoseg.preprocessing.intensity import normalise
 from mammoseg.preprocessing.resize import frame_transform, warp_region
+from mammoseg.training.devices import shared_count
 from mammoseg.training.seeding import batch_indices, generator
 from mammoseg.types import Boxes, FloatImage, Size
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """sizes: (H, W) of the inputs trained at, one drawn every `resize_every` batches. batch_size: of one device."""
+    """sizes: (H, W) of the inputs trained at, one drawn every `resize_every` batches. batch_size: of all devices together."""
 
     sizes: tuple[Size, ...]
     batch_size: int
@@ -65,21 +66,21 @@ class DetectionTask:
         self.geometry = Geometry(anchors, spec.strides, spec.xy_scale)
 
     def size_of(self, step: int, seed: int) -> Size:
-        """The input size (H, W) of batch `step`."""
+        """The input size (H, W) of batch `step`, the same on every device."""
         block = step // self.sampling.resize_every
         return self.sampling.sizes[int(generator(seed, 104729, block).integers(len(self.sampling.sizes)))]
 
-    def batch(self, step: int, seed: int) -> dict[str, Any]:
-        """images f32[B, 3, H, W]; boxes f32[M, 4] `xyxy` px and image int64[M]. A pure function of (step, seed)."""
+    def batch(self, step: int, places: range, seed: int) -> dict[str, Any]:
+        """The items at `places` of batch `step`: images f32[B, C, H, W]; boxes f32[M, 4] `xyxy` px of image int64[M]."""
         size = self.size_of(step, seed)
-        count = self.sampling.batch_size
+        indices = batch_indices(len(self.train), step, self.sampling.batch_size, seed)
         images, boxes, owners = [], [], []
-        for place, index in enumerate(batch_indices(len(self.train), step, count, seed)):
+        for row, place in enumerate(places):
             rng = generator(seed, 15485863, step, place)
-            image, found = self.view(self.train[index], size, rng if self.sampling.augment else None)
+            image, found = self.view(self.train[indices[place]], size, rng if self.sampling.augment else None)
             images.append(image)
             boxes.append(found)
-            owners += [place] * len(found)
+            owners += [row] * len(found)
         grey = (np.stack(images) - np.float32(self.spec.mean)) / np.float32(self.spec.std)
         x = torch.from_numpy(grey)[:, None].expand(-1, self.spec.channels, -1, -1)
         return {
@@ -104,7 +105,10 @@ class DetectionTask:
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The loss of one batch and its parts."""
         maps = model(batch["images"])
-        return detection_loss(maps, batch["boxes"], batch["image"], self.geometry, self.loss_config)
+        device = maps[0].device
+        return detection_loss(
+            maps, batch["boxes"], batch["image"], self.geometry, self.loss_config, lambda count: shared_count(count, device)
+        )
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """AP at IoU 0.5, sensitivity at 0.25 and 0.5 false positives an image, at one scale; empty if none is held out."""

@@ -127,7 +127,7 @@ def train_detector(
         len(train), len(validation), sum(p.numel() for p in model.parameters()) / 1e6,
     )  # fmt: skip
     sampling = SamplingConfig(
-        config.sizes, config.training.device_batch_size, config.resize_every, validation_size=config.validation_size
+        config.sizes, config.training.batch_size, config.resize_every, validation_size=config.validation_size
     )
     task = DetectionTask(model, train, validation, spec, config.loss, sampling, config.augmentation)
     result = fit(task, config.training, out, resume=resume)

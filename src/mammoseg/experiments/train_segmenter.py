@@ -128,24 +128,21 @@ class SegmenterTask:
         grey, truth = true_crop(region, box, self.config.crop)
         return np.asarray(turn(grey, symmetry), dtype=np.float32), np.asarray(turn(truth, symmetry), dtype=np.bool_)
 
-    def batch(self, step: int, seed: int) -> dict[str, Tensor]:
-        """`image` f32[B, C, s, s] and `truth` f32[B, 1, s, s] of batch number `step`: a function of (step, seed) alone.
-
-        The loop numbers the batches of several devices one after the other; B is one device's share.
-        """
-        indices = batch_indices(len(self.train), step, self.config.training.device_batch_size, seed)
-        pairs = [self.sample(self.train[i], generator(seed, step, 0, k)) for k, i in enumerate(indices)]
+    def batch(self, step: int, places: range, seed: int) -> dict[str, Tensor]:
+        """`image` f32[B, C, s, s] and `truth` f32[B, 1, s, s]: the crops at `places` of batch number `step`."""
+        indices = batch_indices(len(self.train), step, self.config.training.batch_size, seed)
+        pairs = [self.sample(self.train[indices[k]], generator(seed, step, 0, k)) for k in places]
         images = normalise(np.stack([p[0] for p in pairs]), self.config.spec)
         truth = np.stack([p[1] for p in pairs])[:, None].astype(np.float32)
         return {"image": torch.from_numpy(images), "truth": torch.from_numpy(truth)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`loss`, and the hard Dice of the deepest output over the batch's pixels."""
+        """`loss`, and the hard Dice of the deepest output, averaged over the batch's crops."""
         logits = model(batch["image"])
         with torch.no_grad():
-            found, truth = logits[-1] >= 0, batch["truth"] > 0.5
-            dice = 2 * (found & truth).sum() / (found.sum() + truth.sum()).clamp(min=1)
-        return {"loss": deep_supervision_loss(logits, batch["truth"], self.config.loss), "dice": dice.float()}
+            found, truth = (logits[-1] >= 0).flatten(1), (batch["truth"] > 0.5).flatten(1)
+            dice = 2 * (found & truth).sum(1) / (found.sum(1) + truth.sum(1)).clamp(min=1)
+        return {"loss": deep_supervision_loss(logits, batch["truth"], self.config.loss), "dice": dice.mean()}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Mean Dice on true crops of the validation side, in the crop's frame; empty without one."""

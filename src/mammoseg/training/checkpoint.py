@@ -10,11 +10,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,13 +37,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Model:
-    """A saved model: `kind`, its tensors (fp32), the `config` it is built from, `spec` of its predictor, training `record`."""
+    """A saved model: `kind`, its tensors (fp32), the `config` it is built from, `spec` of its predictor, training `record`.
+
+    origin: `name` and `sha256` of the file of tensors it was read from; empty where it was not read from one.
+    """
 
     kind: Kind
     state: dict[str, Tensor]
     config: dict[str, Any]
     spec: dict[str, Any]
     record: dict[str, Any]
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
@@ -62,6 +65,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     return target
 
 
+def latest_state(folder: Path) -> dict[str, Any] | None:
+    """`step` and `extra` of the newest whole checkpoint below `folder`, or None. Raises TrainingError as the next."""
+    found = _checkpoints(folder)
+    if not found:
+        return None
+    try:
+        state = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+        return {"step": state["step"], "extra": state["extra"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(found[-1], error) from error
+
+
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint below `folder`, or None. Raises TrainingError where it cannot be read."""
     found = _checkpoints(folder)
@@ -72,7 +87,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         tensors = load_file(str(path / "tensors.safetensors"))
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError) as error:
-        raise TrainingError(f"{path}: not a readable checkpoint ({error}); remove it to go on from the one before") from error
+        raise _unreadable(path, error) from error
     part: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for key, value in tensors.items():
         group, _, name = key.partition("/")
@@ -132,6 +147,10 @@ def _write_directory(target: Path, tensor_name: str, tensors: Mapping[str, Tenso
         temporary.rename(target)
 
 
+def _unreadable(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{path}: not a readable checkpoint ({error}); remove it to go on from the one before")
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir()) if folder.is_dir() else []
 
@@ -156,8 +175,3 @@ def _unflatten(tensors: Mapping[str, Tensor], rest: dict[str, Any]) -> dict[str,
         state.setdefault(int(index), {})[name] = value
     groups = [{k: tuple(v) if isinstance(v, list) and k == "betas" else v for k, v in g.items()} for g in rest["param_groups"]]
     return {"state": state, "param_groups": groups}
-
-
-def to_device(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A copy of `state` on `device`."""
-    return {k: v.to(device) for k, v in state.items()}

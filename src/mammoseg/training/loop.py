@@ -6,8 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,8 +16,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mammoseg.errors import ConfigError, TrainingError
-from mammoseg.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, to_device
+from mammoseg.training.batches import prefetched, share_of, to_device
+from mammoseg.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from mammoseg.training.curve import Curve, ProgressLine
+from mammoseg.training.devices import environment
+from mammoseg.training.identity import admit
 from mammoseg.training.seeding import seed_all
 
 log = logging.getLogger("mammoseg.training")
@@ -33,8 +35,9 @@ class LoopConfig:
     end, "step" multiplies by `factor` at each of `milestones`. gradient_clip: largest norm, 0 = off. ema_decay: 0 = off.
     backbone_factor: rate of `backbone.*` relative to the rest.
     precision: "auto" takes bf16 where the device computes in it natively, else fp32. checkpoint_every, validate_every: in
-    steps, 0 = only at the end. devices: how many processes train together, `batch_size` being the
-    sum of theirs. threads: of computation for each (CPU), 0 = as torch chooses. workers: threads that prepare batches ahead.
+    steps, 0 = only at the end. devices: how many processes train together, each on its share of the one batch of
+    `batch_size` items. threads: of computation for each (CPU), 0 = as torch chooses. workers: threads that prepare batches
+    ahead.
     """
 
     steps: int = 1000
@@ -70,26 +73,26 @@ class LoopConfig:
         if self.devices < 1 or self.batch_size % self.devices:
             raise ConfigError(f"training: expected a batch_size ({self.batch_size}) that devices ({self.devices}) divide")
 
-    @property
-    def device_batch_size(self) -> int:
-        """Items of one device's batch."""
-        return self.batch_size // self.devices
-
 
 class Task(Protocol):
     """What is trained."""
 
     model: nn.Module
 
-    def batch(self, step: int, seed: int) -> Any:
-        """Batch number `step`: a pure function of (seed, step), so that a resumed run sees the same. Called in a thread.
+    def batch(self, step: int, places: range, seed: int) -> Any:
+        """The items at `places` of batch number `step`. Called in a thread.
 
-        With several devices each takes every so many-th number, so no batch is seen twice; its size is `device_batch_size`.
+        Each item is a pure function of (seed, step, place), so that a resumed run sees the same, and several devices, which
+        take different places of the same batch, see together what one device sees alone.
         """
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Scalars; key "loss" is the total that is minimised, the others are logged."""
+        """Scalars; key "loss" is the total that is minimised, the others are logged.
+
+        Over several devices their means are what counts: whatever is divided by a number of items that differs from device
+        to device is divided by `mammoseg.training.devices.shared_count`.
+        """
         ...
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -101,7 +104,8 @@ class Task(Protocol):
 class FitResult:
     """state: the averaged weights (fp32, CPU). metrics: of the last validation. history: of all, with their steps.
 
-    is_main: False in the helper processes of a run on several devices, which must write nothing.
+    is_main: False in the helper processes of a run on several devices, which must write nothing. environment: on what it was
+    computed.
     """
 
     state: dict[str, Tensor]
@@ -110,6 +114,7 @@ class FitResult:
     seconds: float
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     is_main: bool = True
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -135,23 +140,31 @@ def resolve_precision(config: LoopConfig) -> Literal["bf16-mixed", "16-mixed", "
     return "bf16-mixed" if native else "32-true"
 
 
-def fit(task: Task, config: LoopConfig, out: Path, *, resume: bool, progress: Progress | None = None) -> FitResult:
+def fit(
+    task: Task,
+    config: LoopConfig,
+    out: Path,
+    *,
+    resume: bool,
+    identity: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
     """Trains `task.model` and returns its averaged weights.
 
-    out: gets `curve.csv`, TensorBoard events in `tensorboard/` and `checkpoints/`. resume: go on from the newest checkpoint;
-    without it an `out` that holds checkpoints is refused. Killed at any moment and resumed, a run gives the same curve.
-    Raises TrainingError where the loss is not finite; the last checkpoint is kept.
+    out: gets `curve.csv`, TensorBoard events in `tensorboard/` and `checkpoints/`. resume: go on from the newest checkpoint,
+    which must be of the same `identity` (see `admit`); without it an `out` that holds checkpoints is refused. Killed at any
+    moment and resumed, a run gives the same curve. Raises TrainingError where the loss is not finite; the last checkpoint is
+    kept.
     """
     checkpoints = out / "checkpoints"
+    identity = dict(identity or {})
+    admit(out, identity, resume)
     start = latest_checkpoint(checkpoints)
-    if start is not None and not resume:
-        raise TrainingError(
-            f"{out} holds a training run already (at step {start.step}); go on with --resume or choose another --out"
-        )
+    precision = resolve_precision(config)
     fabric = Fabric(
         accelerator=config.accelerator,
         devices=config.devices,
-        precision=resolve_precision(config),
+        precision=precision,
         strategy="ddp" if config.devices > 1 else "auto",
     )
     fabric.launch()
@@ -165,14 +178,15 @@ def fit(task: Task, config: LoopConfig, out: Path, *, resume: bool, progress: Pr
     history: list[tuple[int, dict[str, float]]] = [(s, m) for s, m in start.extra["history"]] if start else []
     seconds = float(start.extra["seconds"]) if start else 0.0
     sums: dict[str, float] = dict(start.extra["sums"]) if start else {}
+    places = share_of(fabric.global_rank, config.devices, config.batch_size)
     began = time.monotonic()
     model.train()
-    for step, batch in _prefetched(task, config, first, fabric.global_rank):
+    for step, batch in prefetched(lambda n: task.batch(n, places, config.seed), first, config.steps, config.workers):
         seed_all(config.seed, step, fabric.global_rank)
         rate = learning_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        parts = _step(task, config, fabric, (model, optimizer), _move(batch, fabric.device, config.channels_last), step)
+        parts = _step(task, config, fabric, (model, optimizer), to_device(batch, fabric.device, config.channels_last), step)
         _update_ema(ema, task.model, config.ema_decay, step)
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value
@@ -192,7 +206,8 @@ def fit(task: Task, config: LoopConfig, out: Path, *, resume: bool, progress: Pr
                     curve.add(done, "validation", metrics)
                     line.note(done, metrics)
         if (config.checkpoint_every and done % config.checkpoint_every == 0) or done == config.steps:
-            extra = {"seconds": seconds + time.monotonic() - began, "history": history, "sums": sums}
+            spent = seconds + time.monotonic() - began
+            extra = {"seconds": spent, "history": history, "sums": sums, "identity": identity}
             if curve:
                 curve.flush()
                 state = Checkpoint(done, task.model.state_dict(), ema, optimizer.state_dict(), extra)
@@ -204,7 +219,8 @@ def fit(task: Task, config: LoopConfig, out: Path, *, resume: bool, progress: Pr
         line.close()
     final = {k: v.detach().cpu().clone() for k, v in ema.items()}
     metrics = history[-1][1] if history else {}
-    return FitResult(final, metrics, config.steps, seconds, history, fabric.global_rank == 0)
+    computed_on = environment(fabric.device, config.devices, precision)
+    return FitResult(final, metrics, config.steps, seconds, history, fabric.global_rank == 0, computed_on)
 
 
 def _prepare(
@@ -219,7 +235,7 @@ def _prepare(
     model, optimizer = fabric.setup(task.model, made)
     if start is not None:
         optimizer.load_state_dict(start.optimizer)
-        ema = to_device(start.ema, fabric.device)
+        ema = {k: v.to(fabric.device) for k, v in start.ema.items()}
     else:
         ema = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
     return model, optimizer, ema
@@ -255,7 +271,8 @@ def _step(
 ) -> dict[str, float]:
     model, optimizer = trained
     parts = task.loss(model, batch)
-    values = {k: float(v.detach()) for k, v in parts.items()}
+    stacked = fabric.all_reduce(torch.stack([v.detach().float() for v in parts.values()]), reduce_op="mean")
+    values = dict(zip(parts, stacked.tolist(), strict=True))  # of all devices: a bad one stops them all
     if not all(math.isfinite(v) for v in values.values()):
         listed = ", ".join(f"{k}={v:g}" for k, v in values.items())
         raise _not_finite("the loss", step, listed)
@@ -304,26 +321,3 @@ def _validate(task: Task, fabric: Fabric, ema: dict[str, Tensor]) -> dict[str, f
         torch.set_num_threads(threads)
     fabric.barrier()
     return metrics
-
-
-def _prefetched(task: Task, config: LoopConfig, first: int, rank: int) -> Iterator[tuple[int, Any]]:
-    """(step, batch) in order, `workers` + 1 batches being prepared ahead in threads."""
-    with ThreadPoolExecutor(max_workers=max(1, config.workers), thread_name_prefix="batch") as pool:
-        ahead: list[Future[Any]] = []
-        submitted = first
-        for step in range(first, config.steps):
-            while submitted < config.steps and len(ahead) <= config.workers:
-                ahead.append(pool.submit(task.batch, submitted * config.devices + rank, config.seed))
-                submitted += 1
-            yield step, ahead.pop(0).result()
-
-
-def _move(batch: Any, device: torch.device, channels_last: bool) -> Any:
-    if isinstance(batch, Tensor):
-        moved = batch.to(device, non_blocking=True)
-        return moved.contiguous(memory_format=torch.channels_last) if channels_last and moved.ndim == 4 else moved
-    if isinstance(batch, dict):
-        return {k: _move(v, device, channels_last) for k, v in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_move(v, device, channels_last) for v in batch)
-    return batch

@@ -1,0 +1,56 @@
+"""Which run a folder holds: settings, data and start are kept in its checkpoints, and only the same run may go on from them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mammoseg.errors import TrainingError
+from mammoseg.training.checkpoint import latest_state
+
+log = logging.getLogger("mammoseg.training")
+_SHOWN = 4
+
+
+def admit(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
+    """Raises TrainingError where `out` holds checkpoints that a run with this `identity` must not touch.
+
+    identity: nested and JSON-able; everything that decides what is learnt. Without `resume` an `out` that holds checkpoints is
+    refused; with it, one whose newest checkpoint was made by a run of another identity, and the message names what differs.
+    """
+    state = latest_state(out / "checkpoints")
+    if state is None:
+        return
+    if not resume:
+        raise TrainingError(
+            f"{out} holds a training run already (at step {state['step']}); go on with --resume or choose another --out"
+        )
+    if "identity" not in state["extra"]:
+        log.warning("%s: its checkpoint is of an early version and does not say by which settings; they are not checked", out)
+        return
+    there = dict(_flat(state["extra"]["identity"]))
+    here = dict(_flat(json.loads(json.dumps(identity))))
+    differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k)]
+    if differ:
+        listed = "; ".join(f"{k} {_short(there.get(k))} there, {_short(here.get(k))} here" for k in differ[:_SHOWN])
+        more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        raise TrainingError(
+            f"{out}: --resume goes on with the run it holds (at step {state['step']}), and this is another one: "
+            f"{listed}{more}; give the same settings, data and start again, or choose another --out"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
