@@ -30,6 +30,14 @@ _PLUGINS = {
     uid.HTJ2KLosslessRPCL: "pylibjpeg",
     uid.HTJ2K: "pylibjpeg",
 }
+# What `read_dicom` reads.
+TRANSFER_SYNTAXES = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    *_PLUGINS,
+)
 _INFLATED_MAX = 1 << 29
 _DEFLATED = uid.DeflatedExplicitVRLittleEndian.encode()
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
