@@ -9,6 +9,7 @@ from mammoseg.apps.console import OneLineGroup
 from mammoseg.apps.data_commands import datasets, phantom
 from mammoseg.apps.demo import demo
 from mammoseg.apps.evaluate import evaluate
+from mammoseg.apps.fold import fold
 from mammoseg.apps.info import info
 from mammoseg.apps.segment import segment
 from mammoseg.apps.train import bundle, train
@@ -27,6 +28,7 @@ def cli() -> None:
 
 for _command in (segment, demo, phantom, evaluate, train, bundle, datasets, info):
     cli.add_command(_command)
+datasets.add_command(fold)
 
 
 def main() -> None:

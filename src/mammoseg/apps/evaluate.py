@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from mammoseg.apps.console import print_table
+from mammoseg.apps.fold import fold_options
 from mammoseg.apps.out_folder import is_empty
 from mammoseg.errors import UsageError
 from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_command
@@ -20,6 +21,7 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.command()
 @click.argument("findings", type=_FOLDER)
 @click.option("--truth", required=True, metavar="DATASET", help="KIND:PATH, or a path whose kind is recognised.")
+@fold_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for evaluation.json and evaluation.html.")
 @click.option(
     "--iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="From which IoU on a box has found a mass."
@@ -45,7 +47,7 @@ def evaluate(findings: Path, truth: str, out: Path | None, **options: Any) -> No
         allow_missing=options["allow_missing"],
         crops=None if options["crops"] is None else str(options["crops"]),
     )
-    result = evaluate_command(findings, truth, out, chosen)
+    result = evaluate_command(findings, truth, out, chosen, options["fold"], options["side"])
     if options["as_json"]:
         click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -61,6 +63,8 @@ def _print(result: Evaluation) -> None:
         f"{counts.n_rejected} rejected, {counts.n_failed} failed), {counts.n_truth} masses, "
         f"{counts.n_lesions} lesions reported, {counts.n_candidates} candidates"
     )
+    if result.part is not None:
+        click.echo(f"on {result.part.text}")
     if counts.n_seen_in_training:
         click.echo(f"{counts.n_seen_in_training} of these images were seen in training: the figures are no test result")
     table = Table()

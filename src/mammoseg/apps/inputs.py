@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 import pydicom
 
 from mammoseg.apps.outputs import LOCK, RUN, TABLES
+from mammoseg.datasets import parse_spec
+from mammoseg.datasets.splits import Side, read_side
 from mammoseg.errors import NotAnImageError, UsageError
 from mammoseg.io.dicom_attributes import check_kind
 from mammoseg.io.load import DICOM_SUFFIXES, RASTER_SUFFIXES, is_candidate_file, sniff
@@ -73,14 +75,29 @@ def collect(inputs: Sequence[Path], exclude: Path | None = None) -> Inputs:
         else:
             _refuse_no_image(item)
             found.append(_Found(item, item.name))
+    if not found:
+        raise nothing_found(inputs, len(skipped))
+    return Inputs(_named(found), tuple(skipped))
+
+
+def collect_side(dataset: str, fold: Path, side: Side) -> Inputs:
+    """The images of one side of a fold of a data set, each under the name it has where the whole data set is given.
+
+    dataset: a spec, KIND:PATH or a path whose kind is recognised. Raises `DatasetError` as `read_side` does.
+    """
+    items, _ = read_side(dataset, fold, side)
+    path = parse_spec(dataset)[1]
+    root = os.path.abspath(path if path.is_dir() else path.parent)
+    return Inputs(_named([_below(root, os.path.abspath(item.path)) for item in items]), ())
+
+
+def _named(found: Sequence[_Found]) -> tuple[InputImage, ...]:
+    """The images found, each once, with their names and folders."""
     unique = {image.key: image for image in reversed(found)}
     ordered = [unique[key] for key in dict.fromkeys(image.key for image in found)]
-    if not ordered:
-        raise nothing_found(inputs, len(skipped))
     sources = [printable(s) for s in _distinct_sources(ordered)]
     folders = result_folders(sources)
-    images = (InputImage(i.path, s, f, i.may_skip) for i, s, f in zip(ordered, sources, folders, strict=True))
-    return Inputs(tuple(images), tuple(skipped))
+    return tuple(InputImage(i.path, s, f, i.may_skip) for i, s, f in zip(ordered, sources, folders, strict=True))
 
 
 def nothing_found(inputs: Sequence[Path], skipped: int) -> UsageError:
@@ -131,12 +148,13 @@ def _coco_images(file: Path) -> list[_Found]:
         if not isinstance(name, str) or not PurePosixPath(name).name or "\0" in name or not _encodable(name):
             raise UsageError(f"{file}: expected the relative path of an image as file_name, got {name!r:.80}")
     root = os.path.abspath(file.parent)
-    out = []
-    for name in names:
-        path = os.path.abspath(os.path.join(root, name))
-        inside = os.path.commonpath([root, path]) == root and path != root
-        out.append(_Found(Path(path), Path(os.path.relpath(path, root) if inside else os.path.basename(path)).as_posix()))
-    return out
+    return [_below(root, os.path.abspath(os.path.join(root, name))) for name in names]
+
+
+def _below(root: str, path: str) -> _Found:
+    """An image of a data set in the folder `root` (both absolute), named by its path there, or by its own name elsewhere."""
+    inside = os.path.commonpath([root, path]) == root and path != root
+    return _Found(Path(path), Path(os.path.relpath(path, root) if inside else os.path.basename(path)).as_posix())
 
 
 def _refuse_no_image(file: Path) -> None:

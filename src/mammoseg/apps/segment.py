@@ -13,7 +13,8 @@ import click
 from mammoseg.apps.batch import Outcome, run_batch
 from mammoseg.apps.boxes import read_boxes
 from mammoseg.apps.console import EXIT_INTERRUPTED, EXIT_PARTLY, ImageProgress, fail
-from mammoseg.apps.inputs import collect, nothing_found, printable
+from mammoseg.apps.fold import fold_options
+from mammoseg.apps.inputs import Inputs, collect, collect_side, nothing_found, printable
 from mammoseg.apps.out_folder import check_out, refuse_mixing
 from mammoseg.apps.outputs import FORMATS
 from mammoseg.apps.worker import Job, Plan
@@ -49,6 +50,7 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
     help="Skip detection and delineate these boxes: COCO, or CSV with image,x1,y1,x2,y2[,score]. Images that have none are "
     "left out.",
 )
+@fold_options
 @click.option("--formats", default="json,mask,overlay", show_default=True, metavar="LIST", help="What to write for each image.")
 @click.option(
     "--workers",
@@ -67,7 +69,8 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
 def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
     """Find and outline every mass in mammograms.
 
-    INPUT: image files or folders (searched recursively; any mix of DICOM, PNG, TIFF, JPEG, PGM), or a COCO file.
+    INPUT: image files or folders (searched recursively; any mix of DICOM, PNG, TIFF, JPEG, PGM), or a COCO file. With --fold
+    one data set, KIND:PATH or a path whose kind is recognised.
 
     For each image a folder OUT/<name>/ with findings.json, mask.png and overlay.png; for all together findings.jsonl,
     findings.csv, run.json and index.html, a contact sheet to open in a browser.
@@ -101,7 +104,7 @@ def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: d
     bundle = open_bundle(weights)
     config = with_sets(settings_of(bundle), option_sets(options))
     check_out(out, inputs, options["resume"], options["overwrite"])
-    found = collect(inputs, exclude=out)
+    found = _collect(inputs, out, options)
     refuse_mixing(out, (image.path for image in found.images))
     extra: dict[str, Any] = {}
     jobs, remarks = [Job(image) for image in found.images], []
@@ -116,6 +119,14 @@ def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: d
             n = sum(len(given.by_image[name]) for name in strangers)
             remarks.append(f"{_plural(n, 'box', 'boxes')} not used, fitting no image ({strangers[0]!r}, ...)")
     return _Prepared(jobs, Plan(bundle.directory, config, out, formats, extra), len(found.skipped), remarks)
+
+
+def _collect(inputs: Sequence[Path], out: Path, options: dict[str, Any]) -> Inputs:
+    if options["fold"] is None:
+        return collect(inputs, exclude=out)
+    if len(inputs) > 1:
+        raise UsageError(f"--fold: expected one data set as INPUT, got {len(inputs)} inputs")
+    return collect_side(str(inputs[0]), options["fold"], options["side"])
 
 
 def run_with_progress(

@@ -7,14 +7,16 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from mammoseg.datasets import read_dataset
 from mammoseg.errors import DatasetError
 from mammoseg.io.atomic import write_atomic
 from mammoseg.types import DatasetItem, Fold
 
 _FORMAT = "mammoseg-fold-1"
 Side = Literal["train", "validation", "test"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 def patient_folds(items: Sequence[DatasetItem], k: int, seed: int, keep_out: Collection[str] = ()) -> list[Fold]:
@@ -76,6 +78,19 @@ def select(items: Iterable[DatasetItem], fold: Fold, side: Side) -> list[Dataset
     if torn:
         raise DatasetError(f"fold {fold.name!r} has {len(torn)} patients on two sides; make a new fold, grouped by patient")
     return [i for i in items if i.image_id in sides[side]]
+
+
+def read_side(dataset: str | Path, file: Path, side: Side) -> tuple[list[DatasetItem], Fold]:
+    """The items of one side of the fold in `file` of a data set (a spec), and the fold.
+
+    Raises DatasetError as `read_dataset`, `load_fold` and `select` do, and where there is no image on that side.
+    """
+    fold = load_fold(file)
+    items = select(read_dataset(dataset), fold, side)
+    if not items:
+        filled = ", ".join(f"{name} {len(getattr(fold, name))}" for name in SIDES)
+        raise DatasetError(f"{file}: the fold has no image on its {side} side (images: {filled}); name another side")
+    return items, fold
 
 
 def content_hash(fold: Fold) -> str:

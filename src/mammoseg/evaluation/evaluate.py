@@ -12,6 +12,7 @@ import numpy as np
 
 from mammoseg.config import to_dict
 from mammoseg.datasets import dataset_name, read_dataset
+from mammoseg.datasets.splits import Side, read_side
 from mammoseg.evaluation.average_precision import PrecisionRecall, precision_recall
 from mammoseg.evaluation.bootstrap import Interval, intervals, resamples
 from mammoseg.evaluation.froc import FPI, Froc, froc
@@ -85,9 +86,26 @@ class Figure:
     unit: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """The part of a data set that was evaluated on: a side of a fold, which its content hash identifies."""
+
+    fold: str
+    content_hash: str
+    side: Side
+
+    @property
+    def text(self) -> str:
+        """As shown to people."""
+        return f"the {self.side} side of the fold {self.fold} ({self.content_hash[:12]})"
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The result. curves are None where the truth holds no mass; outcomes: one an image, in the truth's order."""
+    """The result. curves are None where the truth holds no mass; outcomes: one an image, in the truth's order.
+
+    part: None where the whole data set was evaluated on.
+    """
 
     counts: Count
     figures: tuple[Figure, ...]
@@ -96,6 +114,7 @@ class Evaluation:
     outcomes: tuple[Outcome, ...]
     options: EvaluationOptions
     bundles: tuple[str, ...] = ()
+    part: Part | None = None
 
     def __getitem__(self, key: str) -> Interval:
         """The figure named `key`, e.g. "ap_iou_0.5"; raises KeyError that lists those there are."""
@@ -115,6 +134,7 @@ class Evaluation:
         return {
             "schema_version": SCHEMA_VERSION,
             "bundles": list(self.bundles),
+            "part": None if self.part is None else dataclasses.asdict(self.part),
             "options": options,
             "counts": dataclasses.asdict(self.counts),
             "figures": {
@@ -170,14 +190,25 @@ def evaluate_pairs(pairs: Pairs, options: EvaluationOptions, crops: Pairs | None
     )
 
 
-def evaluate_command(findings: Path, truth: str, out: Path | None, options: EvaluationOptions) -> Evaluation:
+def evaluate_command(
+    findings: Path,
+    truth: str,
+    out: Path | None,
+    options: EvaluationOptions,
+    fold: Path | None = None,
+    side: Side = "validation",
+) -> Evaluation:
     """What `mammoseg evaluate FINDINGS --truth DATASET [--out OUT]` does: evaluates and writes evaluation.json and .html.
 
-    truth: a dataset spec such as "coco:annotations.json". out: a folder, made if need be; None writes nothing.
+    truth: a dataset spec such as "coco:annotations.json". out: a folder, made if need be; None writes nothing. fold: file
+    of a fold of the dataset, of which `side` alone is evaluated on; None takes all images.
     """
     from mammoseg.evaluation.report import write_report  # matplotlib is slow to import
 
-    evaluation = evaluate(findings, read_dataset(truth), options, [dataset_name(truth)])
+    items, split = (read_dataset(truth), None) if fold is None else read_side(truth, fold, side)
+    evaluation = evaluate(findings, items, options, [dataset_name(truth)])
+    if split is not None:
+        evaluation = dataclasses.replace(evaluation, part=Part(split.name, split.content_hash, side))
     if out is not None:
         write_report(out, evaluation)
     return evaluation

@@ -78,7 +78,7 @@ def _header(e: Evaluation) -> str:
     status = [f"{c.n_processed} processed"]
     status += [f"<b class=warn>{c.n_rejected} rejected</b>"] * bool(c.n_rejected)
     status += [f"<b class=warn>{c.n_failed} failed</b>"] * bool(c.n_failed)
-    notes = []
+    notes = [] if e.part is None else [f"On {escape(e.part.text)}."]
     if c.n_seen_in_training:
         notes.append(f"{c.n_seen_in_training} of these images, or others of their patients, were in the bundle's training: "
                      "the figures do not tell how it does on new patients.")  # fmt: skip
