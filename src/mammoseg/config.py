@@ -53,15 +53,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
-def load_toml(cls: type[T], path: Path | str, sets: Iterable[str] = ()) -> T:
-    """Reads `path` over the defaults of `cls`, then applies `key.sub=value` settings."""
+def load_toml(cls: type[T], path: Path | str | None, sets: Iterable[str] = (), under: Mapping[str, Any] | None = None) -> T:
+    """Reads `path` (None: nothing) over the defaults of `cls`, then applies `key.sub=value` settings.
+
+    under: nested settings that stand over the defaults and under the file's, key by key.
+    """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path is not None else {}
     except FileNotFoundError as error:
         raise ConfigError(f"config file not found: {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return with_sets(from_dict(cls, values), sets)
+    return with_sets(from_dict(cls, _laid_over(under or {}, values)), sets)
 
 
 def with_sets(config: T, sets: Iterable[str]) -> T:
@@ -77,6 +80,13 @@ def with_sets(config: T, sets: Iterable[str]) -> T:
             value = text
         _put(values, key.strip().split("."), value, type(config))
     return from_dict(type(config), values)
+
+
+def _laid_over(under: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        k: _laid_over(under[k], v) for k, v in values.items() if isinstance(v, Mapping) and isinstance(under.get(k), Mapping)
+    }
+    return {**under, **values, **both}
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

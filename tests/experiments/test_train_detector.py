@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mammoseg.datasets import read_dataset
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
 from mammoseg.datasets.splits import load_fold
-from mammoseg.errors import TrainingError
+from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.geometry import box_iou
 from mammoseg.io.load import load_mammogram
 
@@ -24,9 +26,10 @@ from mammoseg.bundle import hash_file, hash_patient, open_bundle  # noqa: E402
 from mammoseg.detection import build_detector, network_config  # noqa: E402
 from mammoseg.detection.cache import cached_images  # noqa: E402
 from mammoseg.detection.losses import LossConfig  # noqa: E402
-from mammoseg.experiments.train_detector import DetectorTrainConfig, train_detector  # noqa: E402
+from mammoseg.experiments.train_detector import DetectorTrainConfig, read_settings, train_detector  # noqa: E402
 from mammoseg.preprocessing.resize import FrameConfig, measure  # noqa: E402
 from mammoseg.training.checkpoint import load_model, save_model  # noqa: E402
+from mammoseg.training.curve import read_curve  # noqa: E402
 from mammoseg.training.loop import LoopConfig  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -109,6 +112,33 @@ def test_killed_and_resumed_run_gives_the_same_weights(data: Path, trained: Path
     assert (tmp_path / "b/curve.csv").read_bytes() == (trained.parent / "curve.csv").read_bytes()
 
 
+def test_resume_refuses_another_run_and_leaves_its_fold_alone(data: Path, trained: Path, tmp_path: Path) -> None:
+    run, cache = tmp_path / "run", trained.parent.parent / "cache"
+    shutil.copytree(trained.parent, run)
+    before = (run / "fold.json").read_bytes()
+    config = small(cache)
+    wrong = {
+        r"settings\.training\.steps 4 there, 8 here": small(cache, steps=8),
+        r"settings\.loss\.kind \"dense\" there, \"published\" here": replace(config, loss=LossConfig()),
+        r"data\.fold .* here; settings\.fold_seed 0 there, 3 here": replace(config, fold_seed=3),
+        r"settings\.training\.devices 1 there, 2 here": replace(config, training=replace(config.training, devices=2)),
+    }
+    for message, other in wrong.items():
+        with pytest.raises(TrainingError, match=message):
+            train_detector(other, f"phantom:{data}", run, resume=True)
+    with pytest.raises(TrainingError, match=r"start\.init nothing there"):
+        train_detector(config, f"phantom:{data}", run, init=trained, resume=True)
+    changed = shutil.copytree(data, tmp_path / data.name)
+    image = next(changed / "images" / Path(i.path).name for i in read_dataset(f"phantom:{data}"))
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.raises(TrainingError, match=r"is another one: data\.images_and_masses [^;]* here; give the same"):
+        train_detector(config, f"phantom:{changed}", run, resume=True)
+    assert (run / "fold.json").read_bytes() == before
+    assert read_curve(run / "curve.csv") == read_curve(trained.parent / "curve.csv")
+    other_cache = replace(config, cache=str(tmp_path / "elsewhere"), training=replace(config.training, checkpoint_every=4))
+    train_detector(other_cache, f"phantom:{data}", run, resume=True)  # what changes nothing may change
+
+
 def test_fine_tuning_from_a_model_goes_on_from_its_weights_and_keeps_what_it_has_seen(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -124,13 +154,53 @@ def test_fine_tuning_from_a_model_goes_on_from_its_weights_and_keeps_what_it_has
     assert set(before.record["patient_sha256"]) < set(tuned.record["patient_sha256"])
 
 
-def test_fine_tuning_starts_from_a_bundle(data: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    config = small(tmp_path / "cache", steps=1)
-    config = replace(config, training=replace(config.training, learning_rate=0.0, weight_decay=0.0))
+SHORT = ["training.steps=1", "training.batch_size=2", "sizes=[[96, 64]]", "validation_size=[96, 64]", "holdout=0.34"]
+
+
+def test_fine_tuning_from_a_bundle_takes_its_settings_over_and_records_them(
+    data: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tune.toml").write_text("anchor_size = [128, 64]\n[network]\nfold_norm = true\n")
+    still = ["training.learning_rate=0.0", "training.weight_decay=0.0", f"cache={tmp_path / 'cache'}"]
+    config = read_settings(tmp_path / "tune.toml", [*SHORT, *still], tiny_bundle)
     tuned = load_model(train_detector(config, f"phantom:{data}", tmp_path / "run", init=tiny_bundle))
-    state = open_bundle(tiny_bundle).state("detector")
+    bundle = open_bundle(tiny_bundle)
+    state = bundle.state("detector")
     np.testing.assert_array_equal(tuned.state["scale8.out.weight"].numpy(), state["scale8.out.weight"])
     assert "0" * 64 in tuned.record["image_sha256"]
+    described = bundle.config["networks"]["detector"]
+    settings = tuned.record["settings"]
+    assert settings["network"] == tuned.config["network"]
+    assert settings["network"] | described["config"]["network"] == settings["network"]  # none of the bundle's is lost
+    assert settings["network"]["fold_norm"]
+    assert settings["scales"] == tuned.spec["scales"] == described["spec"]["scales"] == [[128, 64], [192, 96]]
+    assert settings["frame"] == tuned.spec["frame"]
+    digest = hash_file(tiny_bundle / "detector.safetensors")
+    assert tuned.record["start_weights"] == {"name": "tiny", "sha256": digest, "bundle": bundle.sha256}
+    assert [a["record"]["dataset"] for a in tuned.record["ancestors"]] == ["none, random weights"]
+
+
+def test_settings_that_contradict_the_model_started_from_are_refused_and_named(
+    data: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = [*SHORT, f"cache={tmp_path / 'cache'}"]
+    for wrong, named in (
+        ("frame.region=full", 'frame.region is "full", the model has "breast"'),
+        ("network.neck_pairs=2", "network.neck_pairs is 2, the model has 1"),
+        ("xy_scale=1.0", "xy_scale is 1.0, the model has 2.0"),
+    ):
+        config = read_settings(None, [*sets, wrong], trained)
+        with pytest.raises(ConfigError, match=re.escape(named)):
+            train_detector(config, f"phantom:{data}", tmp_path / "run", init=trained)
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        train_detector(read_settings(None, [*sets, "weights=x"], trained), f"phantom:{data}", tmp_path / "run", init=trained)
+    assert not (tmp_path / "run").exists()
+    config = read_settings(None, [*sets, "scales=[[96, 64]]"], trained)  # which scales to run is no matter of the weights
+    with caplog.at_level("INFO", "mammoseg"):
+        tuned = load_model(train_detector(config, f"phantom:{data}", tmp_path / "run", init=trained))
+    assert "scales is [[96, 64]]; the model a had [[128, 64]]" in caplog.text
+    assert tuned.spec["scales"] == tuned.record["settings"]["scales"] == [[96, 64]]
+    assert tuned.spec["anchors"] == load_model(trained).spec["anchors"]
 
 
 def test_fine_tuning_from_a_segmenter_is_refused(data: Path, tmp_path: Path) -> None:

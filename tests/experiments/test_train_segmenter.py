@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mammoseg.experiments.train_segmenter import (  # noqa: E402
     SegmenterTask,
     SegmenterTrainConfig,
     load_regions,
+    read_settings,
     train_segmenter,
 )
 from mammoseg.segmentation import build_segmenter  # noqa: E402
@@ -122,6 +124,28 @@ def test_killed_and_resumed_gives_the_same_weights(data: Path, trained: tuple[Pa
         torch.testing.assert_close(again[key], value, rtol=0, atol=0)
 
 
+def test_resume_refuses_another_run_and_leaves_its_fold_alone(data: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0].parent, run)
+    before = (run / "fold.json").read_bytes()
+    assert before == trained[1].read_bytes()  # a copy of the fold given
+    wide = replace(SMALL, network=UNetPlusPlusConfig(widths=(8, 8, 8, 8, 8)), crop=CropConfig(size=48))
+    with pytest.raises(TrainingError, match=r"settings\.crop\.size 32 there, 48 here; .*settings\.network\.widths"):
+        train_segmenter(wide, str(data), run, trained[1], resume=True)
+    with pytest.raises(TrainingError, match=r"data\.fold .* there, .* here"):
+        train_segmenter(SMALL, str(data), run, None, resume=True)
+    with pytest.raises(TrainingError, match=r"start\.init nothing there, .* here"):
+        train_segmenter(SMALL, str(data), run, trained[1], init=trained[0], resume=True)
+    changed = shutil.copytree(data, tmp_path / data.name)
+    mask = cv2.imread(str(changed / "masks" / "1.png"), 0)
+    cv2.imwrite(str(changed / "masks" / "1.png"), cv2.dilate(mask, np.ones((3, 3))))
+    with pytest.raises(TrainingError, match=r"is another one: data\.images_and_masses [^;]* here; give the same"):
+        train_segmenter(SMALL, str(changed), run, trained[1], resume=True)
+    assert (run / "fold.json").read_bytes() == before
+    same = replace(SMALL, training=replace(SMALL.training, checkpoint_every=1, workers=2))
+    train_segmenter(same, str(data), run, trained[1], resume=True)
+
+
 def test_going_on_from_a_model_keeps_what_it_has_seen(data: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:
     other = draw_dataset(tmp_path / "other", 2)
     cv2.imwrite(str(other / "images" / "0.png"), 255 - cv2.imread(str(other / "images" / "0.png"), 0))
@@ -136,8 +160,39 @@ def test_going_on_from_a_model_keeps_what_it_has_seen(data: Path, trained: tuple
 
 def test_a_model_that_does_not_fit_is_refused(data: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:
     wide = replace(SMALL, network=UNetPlusPlusConfig(widths=(5, 6, 8, 8, 8)))
-    with pytest.raises(TrainingError, match="do not fit"):
+    with pytest.raises(ConfigError, match=r"network\.widths is \[5, 6, 8, 8, 8\], the model has \[4, 6, 8, 8, 8\]"):
         train_segmenter(wide, str(data), tmp_path / "run", init=trained[0])
+    other = replace(SMALL, spec=SegmenterSpec(mean=(0.0, 0.0, 0.0)))
+    with pytest.raises(ConfigError, match=r"spec\.mean is"):
+        train_segmenter(other, str(data), tmp_path / "run", init=trained[0])
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        train_segmenter(replace(SMALL, backbone_weights="x"), str(data), tmp_path / "run", init=trained[0])
+    with pytest.raises(ConfigError, match="set crop alone"):
+        replace(SMALL, spec=SegmenterSpec(crop=CropConfig(size=48)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_starting_from_a_model_takes_over_its_network_and_preprocessing(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = replace(SMALL.training, steps=1)
+    spec = SegmenterSpec(output="L3", flips=True, mean=(0.5, 0.5, 0.5))
+    first = replace(SMALL, crop=CropConfig(size=32, margin=0.35, shape="square", bins=99), spec=spec, training=loop)
+    model = train_segmenter(first, str(data), tmp_path / "first")
+    config = read_settings(None, ["training.steps=1", "training.batch_size=2"], model)
+    assert (config.crop, config.network) == (first.crop, first.network)
+    tuned = load_model(train_segmenter(config, str(data), tmp_path / "second", init=model))
+    assert tuned.config == load_model(model).config
+    assert tuned.spec == load_model(model).spec == to_dict(replace(spec, crop=first.crop))
+    # Crops may change from run to run; that is said, recorded, and changes nothing else.
+    (tmp_path / "larger.toml").write_text("[crop]\nsize = 48\n")
+    config = read_settings(tmp_path / "larger.toml", ["training.steps=1", "training.batch_size=2"], model)
+    assert config.crop == replace(first.crop, size=48)
+    with caplog.at_level("INFO", "mammoseg"):
+        larger = load_model(train_segmenter(config, str(data), tmp_path / "third", init=model))
+    assert "crop.size is 48; the model first had 32" in caplog.text
+    assert larger.spec == tuned.spec | {"crop": tuned.spec["crop"] | {"size": 48}}
+    assert larger.record["config"]["crop"] == larger.record["config"]["spec"]["crop"] == larger.spec["crop"]
 
 
 def test_boxes_alone_do_not_teach_segmentation(tmp_path: Path, data: Path) -> None:

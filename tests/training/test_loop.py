@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -123,6 +124,23 @@ def test_run_is_not_written_over(tmp_path: Path) -> None:
     fit(TinyTask(), CONFIG, tmp_path, resume=False)
     with pytest.raises(TrainingError, match="--resume"):
         fit(TinyTask(), CONFIG, tmp_path, resume=False)
+
+
+def test_only_the_same_run_goes_on_and_the_error_names_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    identity = {"settings": {"rate": 0.1, "sizes": (1, 2)}, "data": {"fold": "abc"}}
+    fit(TinyTask(), CONFIG, tmp_path, resume=False, identity=identity)
+    fit(TinyTask(), CONFIG, tmp_path, resume=True, identity=identity)
+    other = {"settings": {"rate": 0.2, "sizes": [1, 2]}, "data": {"fold": None}, "start": {}}
+    with pytest.raises(TrainingError) as caught:
+        fit(TinyTask(), CONFIG, tmp_path, resume=True, identity=other)
+    text = 'data.fold "abc" there, nothing here; settings.rate 0.1 there, 0.2 here; start nothing there, {} here; give the same'
+    assert text in str(caught.value)
+    state = max((tmp_path / "checkpoints").iterdir()) / "state.json"
+    early = json.loads(state.read_text())
+    del early["extra"]["identity"]  # as checkpoints were before they said whose they are
+    state.write_text(json.dumps(early))
+    fit(TinyTask(), CONFIG, tmp_path, resume=True, identity=other)
+    assert "they are not checked" in caplog.text
 
 
 def test_averaged_weights_are_the_running_average(tmp_path: Path) -> None:

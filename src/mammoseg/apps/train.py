@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from mammoseg.bundle import default_bundle
-from mammoseg.config import load_toml, with_sets
+from mammoseg.config import with_sets
 from mammoseg.errors import ConfigError, UsageError
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -110,9 +110,7 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
 def _train(kind: str, options: dict[str, Any]) -> None:
     _need_torch()
     module = importlib.import_module(f"mammoseg.experiments.train_{kind}")
-    config_class = getattr(module, f"{kind.capitalize()}TrainConfig")
-    config = load_toml(config_class, options["config"], options["sets"]) if options["config"] else None
-    config = config or with_sets(config_class(), options["sets"])
+    config = module.read_settings(options["config"], options["sets"], options["init"])
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
     )

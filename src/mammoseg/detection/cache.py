@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 
+from mammoseg.bundle import hash_file
 from mammoseg.config import to_dict
 from mammoseg.errors import DatasetError
 from mammoseg.io.load import load_mammogram
@@ -43,15 +47,23 @@ class CachedImage:
         return self.raw.astype(np.float32) / np.float32(65535.0)
 
 
-def cached_images(items: Sequence[DatasetItem], folder: Path, frame: FrameConfig, height: int = 1024) -> list[CachedImage]:
+def cached_images(
+    items: Sequence[DatasetItem],
+    folder: Path,
+    frame: FrameConfig,
+    height: int = 1024,
+    hashes: Mapping[str, str] | None = None,
+) -> list[CachedImage]:
     """The images of `items`, at most `height` px high, from the cache below `folder`, which is made where it is not there.
 
-    The key is made of image ids, sizes of files, and `height`; measures are kept per `frame`. Raises DatasetError where an
-    image has not the size its annotation says, and what `load_mammogram` raises.
+    hashes: sha256 of each image file by image id; None computes them. The key is made of them, of `height` and of the code
+    that reads and reduces images; measures are kept per `frame` and code that measures. So neither a changed file nor changed
+    code is ever served what was kept before. Raises DatasetError where an image has not the size its annotation says, and what
+    `load_mammogram` raises.
     """
-    key = hashlib.sha256(
-        json.dumps([height, sorted((i.image_id, os.path.getsize(i.path)) for i in items)]).encode()
-    ).hexdigest()[:16]
+    known = hashes or {i.image_id: hash_file(Path(i.path)) for i in items}
+    contents = sorted([i.image_id, known[i.image_id], *i.annotation.size] for i in items)
+    key = _key([height, contents, code_version("mammoseg.io", "mammoseg.detection.cache")])
     pixels_file = folder / f"pixels-{key}.npy"
     shapes = [_reduced(i.annotation.size, height) for i in items]
     # Stored in the order of image ids, whatever the order asked for.
@@ -64,7 +76,7 @@ def cached_images(items: Sequence[DatasetItem], folder: Path, frame: FrameConfig
         _write_pixels(pixels_file, items, shapes, offsets, end)
     flat = np.load(pixels_file, mmap_mode="r")
     raws = [flat[offsets[i] : offsets[i] + h * w].reshape(h, w) for i, (h, w) in enumerate(shapes)]
-    frame_key = hashlib.sha256(json.dumps(to_dict(frame), sort_keys=True).encode()).hexdigest()[:8]
+    frame_key = _key([to_dict(frame), code_version("mammoseg.preprocessing", "mammoseg.geometry")])
     measures = _measures(folder / f"measures-{key}-{frame_key}.json", items, raws, frame)
     out = []
     for item, raw, measured in zip(items, raws, measures, strict=True):
@@ -72,6 +84,20 @@ def cached_images(items: Sequence[DatasetItem], folder: Path, frame: FrameConfig
         boxes = np.array([m.box for m in item.annotation.masses], dtype=np.float64).reshape(-1, 4)
         out.append(CachedImage(item, raw, boxes * ((factor[1], factor[0]) * 2), measured, factor[0]))
     return out
+
+
+def code_version(*modules: str) -> str:
+    """A hash of the source of `modules`, of packages all their files, and of the versions of the libraries that do the work."""
+    digest = hashlib.sha256(json.dumps([cv2.__version__, np.__version__, pydicom.__version__]).encode())
+    for name in modules:
+        file = Path(str(importlib.import_module(name).__file__))
+        for source in sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]:
+            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+def _key(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _reduced(size: tuple[int, int], height: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mammoseg.bundle import open_bundle
-from mammoseg.errors import TrainingError
+from mammoseg.bundle import hash_file, open_bundle
+from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.training.checkpoint import Model, load_model
+from mammoseg.training.identity import differences
+
+log = logging.getLogger("mammoseg.experiments")
 
 
 def open_model(path: Path, kind: Literal["detector", "segmenter"]) -> Model:
@@ -24,15 +28,36 @@ def open_model(path: Path, kind: Literal["detector", "segmenter"]) -> Model:
         model = load_model(path)
         if model.kind != kind:
             raise TrainingError(f"{path}: expected a {kind}, got a {model.kind}; name the other model directory")
-        return model
+        whole = path.resolve()
+        name = whole.parent.name if whole.name == "model" else whole.name
+        origin = {"name": name, "sha256": hash_file(path / "model.safetensors")}
+        return Model(kind, model.state, model.config, model.spec, model.record, origin)
     bundle = open_bundle(path)
     described = bundle.config["networks"][kind]
     record = dict(bundle.training.get("networks", {}).get(kind, {}))
     record |= {name: bundle.training.get(name, []) for name in ("image_sha256", "patient_sha256")}
     state = {k: torch.from_numpy(np.array(v)) for k, v in bundle.state(kind).items()}
-    return Model(kind, state, described["config"], described["spec"], record)
+    origin = {"name": bundle.name, "sha256": hash_file(bundle.directory / f"{kind}.safetensors"), "bundle": bundle.sha256}
+    return Model(kind, state, described["config"], described["spec"], record, origin)
 
 
 def datasets_of(record: Mapping[str, Any]) -> list[str]:
     """The names of all data sets that a network with this record, or what it started from, was trained on."""
     return sorted(set(record.get("datasets", ())) | ({str(record["dataset"])} if record.get("dataset") else set()))
+
+
+def refuse_contradictions(start: Model, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming them, where settings `here` differ from those `there` that the weights of `start` need."""
+    found = differences(there, here)
+    if found:
+        listed = "; ".join(f"{key} is {b}, the model has {a}" for key, a, b in found[:4]) + ("; ..." if len(found) > 4 else "")
+        raise ConfigError(
+            f"--init {start.origin.get('name', 'model')}: {listed}; its weights go with its own settings, "
+            "which are taken over: leave these out"
+        )
+
+
+def tell_changes(start: Model, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Logs which settings `here` replace those that `start` had `there`: such as may change from run to run."""
+    for key, a, b in differences(there, here):
+        log.info("%s is %s; the model %s had %s", key, b, start.origin.get("name", "started from"), a)

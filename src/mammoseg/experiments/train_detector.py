@@ -9,25 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mammoseg.bundle import hash_file, hash_patient
-from mammoseg.config import from_dict, to_dict
-from mammoseg.datasets import dataset_name, read_dataset
+from mammoseg.config import from_dict, load_toml, to_dict
+from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold, select
 from mammoseg.detection import DETECTORS, build_detector, described, lookup, network_config
-from mammoseg.detection.anchors import kmeans_anchors
+from mammoseg.detection.anchors import kmeans_anchors, mean_best_iou
 from mammoseg.detection.cache import CachedImage, cached_images
 from mammoseg.detection.losses import LossConfig
 from mammoseg.detection.predictor import DetectorSpec
 from mammoseg.detection.training import DetectionTask, SamplingConfig
-from mammoseg.errors import TrainingError
-from mammoseg.experiments.start import datasets_of, open_model
+from mammoseg.errors import ConfigError, TrainingError
+from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
+from mammoseg.experiments.start import datasets_of, open_model, refuse_contradictions, tell_changes
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.resize import FrameConfig, frame_transform
 from mammoseg.training.checkpoint import Model, save_model
+from mammoseg.training.devices import wait_for_all
+from mammoseg.training.identity import admit
 from mammoseg.training.loop import LoopConfig, fit
 from mammoseg.training.seeding import seed_all
-from mammoseg.types import DatasetItem, Fold, Size
+from mammoseg.types import Size
 
 log = logging.getLogger("mammoseg.experiments")
 
@@ -85,6 +88,15 @@ class DetectorTrainConfig:
 
     def __post_init__(self) -> None:
         network_config(self.arch, self.network)  # raises ConfigError
+        coarsest = max(_strides(self.arch))
+        for height, width in (*self.sizes, self.validation_size):
+            if height % coarsest or width % coarsest or min(height, width) < coarsest:
+                raise ConfigError(f"sizes: expected sides that are multiples of {coarsest}, got {width}x{height} (WxH)")
+
+
+def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None = None) -> DetectorTrainConfig:
+    """The settings of a run: defaults, what the model at `init` says of itself, the TOML file `path`, `sets`; the last wins."""
+    return load_toml(DetectorTrainConfig, path, sets, _of_model(open_model(init, "detector")) if init else None)
 
 
 def train_detector(
@@ -92,82 +104,126 @@ def train_detector(
 ) -> Path:
     """Trains on the training side of `fold` of the dataset `data` and writes a model directory; returns it (`out/model`).
 
-    fold: a fold file; None holds out `config.holdout` of the patients and writes `out/fold.json`. init: a model directory or
-    bundle to start from: its network, anchors and frame are taken over. resume: go on with the run in `out`.
-    Raises TrainingError, DatasetError, ConfigError.
+    fold: a fold file; None holds out `config.holdout` of the patients; `out/fold.json` is a copy of either. init: a model
+    directory or bundle to start from, with its anchors; `config` must have its network and preprocessing, as `read_settings`
+    takes them over. resume: go on with the run in `out`, which must be the same. Raises TrainingError, DatasetError,
+    ConfigError.
     """
     items = read_dataset(data)
-    split = _fold(config, items, out, fold)
-    chosen = select(items, split, "train")
-    frame = config.frame
-    network: dict[str, Any] = {"arch": config.arch, "network": to_dict(network_config(config.arch, config.network))}
+    split = load_fold(fold) if fold else patient_holdout(items, config.holdout, config.fold_seed, config.keep_out)
+    chosen, held_out = select(items, split, "train"), select(items, split, "validation")
     start = open_model(init, "detector") if init else None
-    started = from_dict(DetectorSpec, start.spec) if start else None
-    if start is not None and started is not None:
-        arch, settings = described(start.config)
-        of_the_run = {k: v for k, v in network["network"].items() if k in _OF_THE_RUN and arch == config.arch}
-        frame = started.frame
-        network = {"arch": arch, "network": to_dict(network_config(arch, settings | of_the_run))}
-    cached = {c.item.image_id: c for c in cached_images(items, Path(config.cache), frame, config.cache_height)}
+    _check_start(config, start)
+    hashes = file_hashes(items)
+    settings = _settings(config)
+    about_data = data_identity(data, split, [*chosen, *held_out], hashes)
+    decisive = {k: v for k, v in settings.items() if k not in ("training", "weights", "cache")}
+    identity = run_identity(decisive, config.training, about_data, start, config.weights)
+    admit(out, identity, resume)
+    save_fold(out / "fold.json", split)
+    cached = {c.item.image_id: c for c in cached_images(items, Path(config.cache), config.frame, config.cache_height, hashes)}
     train = [cached[i.image_id] for i in chosen]
-    validation = [cached[i.image_id] for i in select(items, split, "validation")]
     if config.images:
         train = [train[i] for i in np.random.default_rng(config.training.seed).permutation(len(train))[: config.images]]
     if not any(len(c.boxes) for c in train):
         raise TrainingError(f"{data}: no box on the training side of the fold; nothing to learn from")
-    spec = started or _spec(config, train)
+    sizes = _box_sizes(config, train)
+    spec = replace(from_dict(DetectorSpec, start.spec), scales=config.scales) if start else _spec(config, sizes)
+    quality = mean_best_iou(sizes, np.asarray(spec.anchors))
+    log.info("anchors (w, h) %s: mean best IoU %.3f", [list(a) for a in spec.anchors], quality)
     seed_all(config.training.seed)
+    network = {"arch": config.arch, "network": settings["network"]}
     model: Any = build_detector(network)
     if start is not None:
         model.load_state_dict(start.state)
     elif config.weights:
-        _load_start(model, Path(config.weights))
+        model.load_start(Path(config.weights))
+        log.info("starts from %s", Path(config.weights).name)
     log.info(
         "%d training and %d validation images, %.1f million parameters",
-        len(train), len(validation), sum(p.numel() for p in model.parameters()) / 1e6,
+        len(train), len(held_out), sum(p.numel() for p in model.parameters()) / 1e6,
     )  # fmt: skip
     sampling = SamplingConfig(
         config.sizes, config.training.batch_size, config.resize_every, validation_size=config.validation_size
     )
+    validation = [cached[i.image_id] for i in held_out]
     task = DetectionTask(model, train, validation, spec, config.loss, sampling, config.augmentation)
-    result = fit(task, config.training, out, resume=resume)
-    target = out / "model"
+    result = fit(task, config.training, out, resume=resume, identity=identity)
     if result.is_main:
-        record = _record(data, split, train, start) | {
-            "metrics": result.metrics,
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "history": [{"step": s, **m} for s, m in result.history],
-            "settings": to_dict(replace(config, weights=Path(config.weights).name if config.weights else None, cache="")),
-        }
-        save_model(target, "detector", result.state, network, to_dict(spec), record)
-    return target
+        record = learnt_from(data, split, [c.item for c in train], hashes, start) | ancestry(start, config.weights)
+        record |= outcome(result) | {"metrics": result.metrics, "n_images": len(train), "settings": settings}
+        record["anchors"] = {"measured_at": list(config.anchor_size), "mean_best_iou": round(quality, 4)}
+        if start is not None:
+            record["start"] = f"a detector trained before ({', '.join(datasets_of(start.record)) or 'unknown data'})"
+        save_model(out / "model", "detector", result.state, network, to_dict(spec), record)
+    wait_for_all()
+    return out / "model"
 
 
-def _fold(config: DetectorTrainConfig, items: Sequence[DatasetItem], out: Path, fold: Path | None) -> Fold:
-    if fold is not None:
-        return load_fold(fold)
-    made = patient_holdout(items, config.holdout, config.fold_seed, config.keep_out)
-    save_fold(out / "fold.json", made)
-    return made
+def _settings(config: DetectorTrainConfig) -> dict[str, Any]:
+    """The settings as a record holds them: the network's in full, of files their names alone."""
+    network = to_dict(network_config(config.arch, config.network))
+    return to_dict(replace(config, network=network, weights=Path(config.weights).name if config.weights else None, cache=""))
 
 
-def _spec(config: DetectorTrainConfig, train: Sequence[CachedImage]) -> DetectorSpec:
-    """The predictor's settings, with anchors by k-means over the training boxes as they lie in the network's frame."""
+def _of_model(start: Model) -> dict[str, Any]:
+    """What a model says of itself, as settings of a run that goes on from it."""
+    size = start.record.get("settings", {}).get("anchor_size")
+    scales = to_dict(from_dict(DetectorSpec, start.spec))["scales"]
+    return _fixed(start) | {"scales": scales} | ({"anchor_size": size} if size else {})
+
+
+def _fixed(start: Model) -> dict[str, Any]:
+    """The part of it that its weights stand for, and that cannot be changed."""
+    arch, values = described(start.config)
+    network = {k: v for k, v in to_dict(network_config(arch, values)).items() if k not in _OF_THE_RUN}
+    spec = to_dict(from_dict(DetectorSpec, start.spec))
+    return {"arch": arch, "network": network} | {k: spec[k] for k in ("frame", "mean", "std", "xy_scale")}
+
+
+def _check_start(config: DetectorTrainConfig, start: Model | None) -> None:
+    """Network and preprocessing must be those the weights were trained with; what else changes is told."""
+    kind = lookup(DETECTORS, config.arch)
+    if config.weights and not hasattr(kind, "load_start"):
+        raise TrainingError(f"{kind.__name__} reads no weights to start from; give weights=null")
+    if start is None:
+        return
+    if config.weights:
+        raise ConfigError("weights: a run starts from them or from the model that --init names; leave one of them out")
+    here = _settings(config)
+    here["network"] = {k: v for k, v in here["network"].items() if k not in _OF_THE_RUN}
+    fixed = _fixed(start)
+    refuse_contradictions(start, fixed, {k: here[k] for k in fixed})
+    taken = _of_model(start)
+    tell_changes(start, taken, {k: here[k] for k in taken})
+
+
+def _strides(arch: str) -> tuple[int, ...]:
+    return tuple(getattr(lookup(DETECTORS, arch), "strides", (8, 16, 32)))
+
+
+def _box_sizes(config: DetectorTrainConfig, train: Sequence[CachedImage]) -> NDArray[np.float64]:
+    """(w, h) f64[N, 2] px of the training boxes as they lie in the network's frame at `anchor_size`."""
     sizes = []
     for cached in train:
         boxes = frame_transform(np.asarray(cached.measured.box), config.anchor_size, config.frame.aspect).boxes(cached.boxes)
         sizes.append(boxes[:, 2:] - boxes[:, :2])
     wh = np.concatenate(sizes)
     wh = wh[(wh > 1).all(axis=1)]
+    if not len(wh):
+        raise TrainingError(f"no training box is larger than a pixel at anchor_size {config.anchor_size} (H, W)")
+    return wh
+
+
+def _spec(config: DetectorTrainConfig, sizes: NDArray[np.float64]) -> DetectorSpec:
+    """The predictor's settings, with anchors by k-means over the training boxes' `sizes`."""
     network = network_config(config.arch, config.network)
-    strides: tuple[int, ...] = getattr(lookup(DETECTORS, config.arch), "strides", (8, 16, 32))
+    strides = _strides(config.arch)
     count = len(strides) * int(getattr(network, "anchors_per_scale", 3))
-    if len(np.unique(wh, axis=0)) >= count:
-        anchors, quality = kmeans_anchors(wh, count)
-        log.info("anchors (w, h) %s: mean best IoU %.3f", anchors.round(1).tolist(), quality)
+    if len(np.unique(sizes, axis=0)) >= count:
+        anchors, _ = kmeans_anchors(sizes, count)
     else:  # fewer boxes than anchors: spread them around what there is
-        anchors = np.median(wh, axis=0)[None] * np.geomspace(0.4, 2.5, count)[:, None]
+        anchors = np.median(sizes, axis=0)[None] * np.geomspace(0.4, 2.5, count)[:, None]
     return DetectorSpec(
         arch="-".join([config.arch, *filter(None, [getattr(network, "backbone", None)])]),
         anchors=tuple((float(round(w, 2)), float(round(h, 2))) for w, h in anchors),
@@ -178,25 +234,3 @@ def _spec(config: DetectorTrainConfig, train: Sequence[CachedImage]) -> Detector
         std=config.std,
         xy_scale=config.xy_scale,
     )
-
-
-def _load_start(model: Any, path: Path) -> None:
-    if not hasattr(model, "load_start"):
-        raise TrainingError(f"{type(model).__name__} reads no weights to start from; give weights=null")
-    model.load_start(path)
-    log.info("starts from %s", path.name)
-
-
-def _record(data: str, fold: Fold, train: Sequence[CachedImage], start: Model | None) -> dict[str, Any]:
-    """What was trained on; what the model it started from had seen counts as seen."""
-    seen = start.record if start else {}
-    name = dataset_name(data)
-    return {
-        "dataset": name,
-        "datasets": sorted({name, *datasets_of(seen)}),
-        "fold": fold.name,
-        "fold_hash": fold.content_hash,
-        "n_images": len(train),
-        "image_sha256": sorted({hash_file(Path(c.item.path)) for c in train}.union(seen.get("image_sha256", ()))),
-        "patient_sha256": sorted({hash_patient(name, c.item.patient_id) for c in train}.union(seen.get("patient_sha256", ()))),
-    }

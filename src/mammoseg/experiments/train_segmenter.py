@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mammoseg.bundle import hash_file, hash_patient
-from mammoseg.config import to_dict
-from mammoseg.datasets import dataset_name, read_dataset
-from mammoseg.datasets.splits import load_fold, select
+from mammoseg.config import from_dict, load_toml, to_dict
+from mammoseg.datasets import read_dataset
+from mammoseg.datasets.splits import content_hash, load_fold, save_fold, select
 from mammoseg.errors import ConfigError, TrainingError
-from mammoseg.experiments.start import datasets_of, open_model
+from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
+from mammoseg.experiments.start import open_model, refuse_contradictions, tell_changes
 from mammoseg.io.load import load_mammogram
 from mammoseg.preprocessing.crops import (
     CropConfig,
@@ -31,13 +31,15 @@ from mammoseg.preprocessing.crops import (
 from mammoseg.reconstruction import ReconstructionConfig
 from mammoseg.segmentation import build_segmenter
 from mammoseg.segmentation.losses import SegmentationLossConfig, deep_supervision_loss
-from mammoseg.segmentation.predictor import SegmenterSpec, merge_outputs, normalise
+from mammoseg.segmentation.predictor import SegmenterSpec, merge_outputs, normalise, read_spec
 from mammoseg.segmentation.unetpp import UNetPlusPlusConfig
 from mammoseg.segmentation.vgg import load_vgg
-from mammoseg.training.checkpoint import save_model
+from mammoseg.training.checkpoint import Model, save_model
+from mammoseg.training.devices import wait_for_all
+from mammoseg.training.identity import admit
 from mammoseg.training.loop import LoopConfig, fit
 from mammoseg.training.seeding import batch_indices, generator
-from mammoseg.types import BoolMask, Boxes, DatasetItem, FloatImage
+from mammoseg.types import BoolMask, Boxes, DatasetItem, FloatImage, Fold
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class SegmenterTrainConfig:
             steps=4000, batch_size=4, optimizer="adam", learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0
         )
     )
+
+    def __post_init__(self) -> None:
+        if self.spec.crop not in (CropConfig(), self.crop):
+            raise ConfigError("spec.crop: crops of training and inference are the same; set crop alone")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +171,11 @@ def true_crop(region: Region, box: Boxes, crop: CropConfig) -> tuple[FloatImage,
     return network_input(cut, crop), truth_crop(region.mask, region.origin_px, cut.to_crop)
 
 
+def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None = None) -> SegmenterTrainConfig:
+    """The settings of a run: defaults, what the model at `init` says of itself, the TOML file `path`, `sets`; the last wins."""
+    return load_toml(SegmenterTrainConfig, path, sets, _of_model(open_model(init, "segmenter")) if init else None)
+
+
 def train_segmenter(
     config: SegmenterTrainConfig,
     data: str,
@@ -176,69 +187,98 @@ def train_segmenter(
     """Trains a segmenter and returns its model directory, `out/model`.
 
     data: spec of a data set with masks. fold: file of a fold of it; its train side is learnt from, its validation side
-    measured; without one everything is learnt from. init: model directory or bundle to start from, in place of
-    `config.backbone_weights`. resume: go on with the run in `out`. Raises TrainingError, ConfigError or DatasetError.
+    measured; without one everything is learnt from; `out/fold.json` says which. init: model directory or bundle to start
+    from; `config` must have its network, as `read_settings` takes it over. resume: go on with the run in `out`, which must be
+    the same. Raises TrainingError, ConfigError or DatasetError.
     """
     items = read_dataset(data)
-    sides = load_fold(fold) if fold else None
-    train_items = select(items, sides, "train") if sides else items
-    validation_items = select(items, sides, "validation") if sides else []
-    train = load_regions(train_items, config.crop, config.jitter)
+    sides = load_fold(fold) if fold else _everything(items)
+    chosen, held_out = select(items, sides, "train"), select(items, sides, "validation")
+    start = open_model(init, "segmenter") if init else None
+    if start is not None:
+        _check_start(config, start)
+    hashes = file_hashes([*chosen, *held_out])
+    settings = _settings(config)
+    about_data = data_identity(data, sides, [*chosen, *held_out], hashes)
+    decisive = {k: v for k, v in settings.items() if k not in ("training", "backbone_weights")}
+    identity = run_identity(decisive, config.training, about_data, start, config.backbone_weights)
+    admit(out, identity, resume)
+    save_fold(out / "fold.json", sides)
+    train = load_regions(chosen, config.crop, config.jitter)
     if not train:
         raise TrainingError(f"{data}: no mass with a mask to learn from; segmentation needs masks, boxes do not suffice")
-    validation = load_regions(validation_items, config.crop, config.jitter)
+    validation = load_regions(held_out, config.crop, config.jitter)
     torch.manual_seed(config.training.seed)
-    description = {"arch": "unetpp", "network": to_dict(config.network)}
+    description = {"arch": "unetpp", "network": settings["network"]}
     model = build_segmenter(description)
-    start, seen = _start(model, config, init)
+    words = _fill(model, config, start)
     task = SegmenterTask(model, config, train, validation)
-    result = fit(task, config.training, out, resume=resume)
-    used = {r.image_id for r in train}
-    name = dataset_name(data)
-    record: dict[str, Any] = {
-        "dataset": name,
-        "datasets": sorted({name, *seen[2]}),
-        "n_regions": len(train),
-        "n_patients": len({r.patient_id for r in train}),
-        "fold": sides.name if sides else None,
-        "fold_hash": sides.content_hash if sides else None,
-        "start": start,
-        "config": _portable(to_dict(config)),
-        "metrics": {f"validation_{k}_true_crops": v for k, v in result.metrics.items()},
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        "image_sha256": sorted({hash_file(Path(i.path)) for i in train_items if i.image_id in used} | set(seen[0])),
-        "patient_sha256": sorted({hash_patient(name, r.patient_id) for r in train} | set(seen[1])),
-    }
-    spec = to_dict(config.spec) | {"crop": to_dict(config.crop)}
-    target = out / "model"
+    result = fit(task, config.training, out, resume=resume, identity=identity)
     if result.is_main:
-        save_model(target, "segmenter", result.state, description, spec, record)
-    return target
+        used = {r.image_id for r in train}
+        record = learnt_from(data, sides, [i for i in chosen if i.image_id in used], hashes, start)
+        record |= (
+            ancestry(start, config.backbone_weights)
+            | outcome(result)
+            | {
+                "n_regions": len(train),
+                "n_patients": len({r.patient_id for r in train}),
+                "start": words,
+                "config": settings,
+                "metrics": {f"validation_{k}_true_crops": v for k, v in result.metrics.items()},
+            }
+        )
+        save_model(out / "model", "segmenter", result.state, description, settings["spec"], record)
+    wait_for_all()
+    return out / "model"
 
 
-def _start(
-    model: nn.Module, config: SegmenterTrainConfig, init: Path | None
-) -> tuple[str, tuple[Sequence[str], Sequence[str], Sequence[str]]]:
-    """Fills the model; says in words with what, and which images, patients (hashes) and data sets those weights have seen."""
-    if init is None:
-        if not config.backbone_weights:
-            return "random", ((), (), ())
-        backbone = getattr(model, "backbone", None)
-        if backbone is None:
-            raise ConfigError("backbone_weights: this network has no backbone to load them into")
-        return load_vgg(backbone, Path(config.backbone_weights)), ((), (), ())
-    loaded = open_model(init, "segmenter")
-    record = loaded.record
-    words = f"a segmenter trained before ({record.get('dataset', 'unknown data')}; {record.get('start', 'unknown start')})"
-    try:
-        model.load_state_dict(loaded.state)
-    except RuntimeError as error:
-        problem = str(error).splitlines()[-1].strip()
-        raise TrainingError(f"{init}: its weights do not fit the configured network: {problem}") from error
-    return words, (record.get("image_sha256", ()), record.get("patient_sha256", ()), datasets_of(record))
+def _everything(items: Sequence[DatasetItem]) -> Fold:
+    """The fold whose training side is all there is."""
+    fold = Fold("all", tuple(sorted(i.image_id for i in items)), ())
+    return replace(fold, content_hash=content_hash(fold))
 
 
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """A record holds no path: of the weights' file only its name."""
-    return config | {"backbone_weights": Path(config["backbone_weights"]).name}
+def _settings(config: SegmenterTrainConfig) -> dict[str, Any]:
+    """The settings as a record holds them: of files their names alone, one crop."""
+    spec = replace(config.spec, crop=config.crop)
+    name = Path(config.backbone_weights).name if config.backbone_weights else ""
+    return to_dict(replace(config, backbone_weights=name, spec=spec))
+
+
+def _of_model(start: Model) -> dict[str, Any]:
+    """What a model says of itself, as settings of a run that goes on from it."""
+    spec = to_dict(read_spec(start.spec))
+    return {"network": _network(start), "crop": spec.pop("crop"), "spec": spec}
+
+
+def _network(start: Model) -> dict[str, Any]:
+    return to_dict(from_dict(UNetPlusPlusConfig, start.config.get("network", {}), "network"))
+
+
+def _check_start(config: SegmenterTrainConfig, start: Model) -> None:
+    """Network and normalisation must be those the weights were trained with; crops may grow or shrink, and that is told."""
+    if config.backbone_weights:
+        raise ConfigError("backbone_weights: a run starts from them or from the model that --init names; leave one of them out")
+    fixed = ("channels", "mean", "std")
+    here, spec = _settings(config), to_dict(read_spec(start.spec))
+    refuse_contradictions(
+        start,
+        {"network": _network(start), "spec": {k: spec[k] for k in fixed}},
+        {"network": here["network"], "spec": {k: here["spec"][k] for k in fixed}},
+    )
+    tell_changes(start, spec, here["spec"])
+
+
+def _fill(model: nn.Module, config: SegmenterTrainConfig, start: Model | None) -> str:
+    """Fills the model and says in words with what."""
+    if start is not None:
+        model.load_state_dict(start.state)
+        record = start.record
+        return f"a segmenter trained before ({record.get('dataset', 'unknown data')}; {record.get('start', 'unknown start')})"
+    if not config.backbone_weights:
+        return "random"
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        raise ConfigError("backbone_weights: this network has no backbone to load them into")
+    return load_vgg(backbone, Path(config.backbone_weights))

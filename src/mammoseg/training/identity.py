@@ -31,16 +31,24 @@ def admit(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
     if "identity" not in state["extra"]:
         log.warning("%s: its checkpoint is of an early version and does not say by which settings; they are not checked", out)
         return
-    there = dict(_flat(state["extra"]["identity"]))
-    here = dict(_flat(json.loads(json.dumps(identity))))
-    differ = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k)]
+    differ = differences(state["extra"]["identity"], identity)
     if differ:
-        listed = "; ".join(f"{k} {_short(there.get(k))} there, {_short(here.get(k))} here" for k in differ[:_SHOWN])
+        listed = "; ".join(f"{key} {there} there, {here} here" for key, there, here in differ[:_SHOWN])
         more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
         raise TrainingError(
             f"{out}: --resume goes on with the run it holds (at step {state['step']}), and this is another one: "
             f"{listed}{more}; give the same settings, data and start again, or choose another --out"
         )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, value there, value here) of all that differs between two nested, JSON-able mappings; dotted keys, values as text.
+
+    >>> differences({"a": {"b": 1, "c": (2, 3)}}, {"a": {"b": 1, "c": [2, 4]}, "d": None})
+    [('a.c', '[2, 3]', '[2, 4]')]
+    """
+    a, b = (dict(_flat(json.loads(json.dumps(values)))) for values in (there, here))
+    return [(k, _short(a.get(k)), _short(b.get(k))) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
