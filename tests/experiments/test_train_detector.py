@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
+import os
+import platform
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+import mammoseg
 from mammoseg.config import load_toml
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.phantom import PhantomConfig
@@ -22,15 +28,17 @@ from mammoseg.io.load import load_mammogram
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from mammoseg.bundle import hash_file, hash_patient, open_bundle  # noqa: E402
-from mammoseg.detection import build_detector, network_config  # noqa: E402
+from mammoseg.detection import build_detector, cache, network_config  # noqa: E402
 from mammoseg.detection.cache import cached_images  # noqa: E402
 from mammoseg.detection.losses import LossConfig  # noqa: E402
 from mammoseg.experiments.train_detector import DetectorTrainConfig, read_settings, train_detector  # noqa: E402
 from mammoseg.preprocessing.resize import FrameConfig, measure  # noqa: E402
 from mammoseg.training.checkpoint import load_model, save_model  # noqa: E402
 from mammoseg.training.curve import read_curve  # noqa: E402
-from mammoseg.training.loop import LoopConfig  # noqa: E402
+from mammoseg.training.loop import LoopConfig, resolve_precision  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -83,6 +91,14 @@ def test_model_says_what_it_is_and_what_it_was_trained_on(data: Path, trained: P
     assert set(model.record["metrics"]) == {"ap50", "tpr_at_0.25", "tpr_at_0.5"}
     assert str(data.parent) not in json.dumps(model.record)
     assert len(model.spec["anchors"]) == 9
+    assert 0.4 < model.record["anchors"]["mean_best_iou"] <= 1
+    assert (model.record["start_weights"], model.record["ancestors"]) == (None, [])
+    computed = model.record["environment"]
+    assert computed["python"] == platform.python_version()
+    assert computed["versions"]["torch"] == importlib.metadata.version("torch")
+    assert computed["versions"]["mammoseg"] == mammoseg.__version__
+    assert (computed["precision"], computed["devices"]) == (resolve_precision(LoopConfig()), 1)
+    assert computed["threads"] == torch.get_num_threads()
     build_detector(model.config).load_state_dict(model.state)
     curve = (trained.parent / "curve.csv").read_text()
     assert curve.startswith("step,split,metric,value\n1,train,loss,")
@@ -203,6 +219,30 @@ def test_settings_that_contradict_the_model_started_from_are_refused_and_named(
     assert tuned.spec["anchors"] == load_model(trained).spec["anchors"]
 
 
+def test_the_record_names_weights_and_every_ancestor(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    backbone = {k: v for k, v in build_detector({"backbone": "efficientnet_lite0"}).state_dict().items() if "backbone." in k}
+    weights = tmp_path / "private" / "lite0.safetensors"
+    weights.parent.mkdir()
+    save_file({k.removeprefix("backbone."): v for k, v in backbone.items()}, str(weights))
+    config = small(tmp_path / "cache", steps=1)
+    first = train_detector(replace(config, weights=str(weights)), f"phantom:{data}", tmp_path / "first")
+    second = train_detector(config, f"phantom:{data}", tmp_path / "second", init=first)
+    third = train_detector(config, f"phantom:{data}", tmp_path / "third", init=second)
+    named = {"name": "lite0.safetensors", "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert load_model(first).record["start_weights"] == named
+    record = load_model(third).record
+    files = [hashlib.sha256((m / "model.safetensors").read_bytes()).hexdigest() for m in (first, second)]
+    assert record["start_weights"] == {"name": "second", "sha256": files[1]}
+    assert [(a["name"], a["sha256"]) for a in record["ancestors"]] == [("first", files[0]), ("second", files[1])]
+    eldest = record["ancestors"][0]["record"]
+    assert eldest["start_weights"] == named
+    assert eldest["settings"]["weights"] == "lite0.safetensors"
+    assert "ancestors" not in eldest
+    assert "image_sha256" not in eldest
+    assert "private" not in json.dumps(record)
+
+
 def test_fine_tuning_from_a_segmenter_is_refused(data: Path, tmp_path: Path) -> None:
     segmenter = save_model(tmp_path / "segmenter", "segmenter", {"x": torch.zeros(1)}, {}, {}, {})
     with pytest.raises(TrainingError, match="expected a detector"):
@@ -226,6 +266,49 @@ def test_cache_holds_the_images_and_their_boxes(data: Path, tmp_path: Path) -> N
     backwards = cached_images(items[::-1], tmp_path, frame, height=104)
     assert len(list(tmp_path.glob("pixels-*.npy"))) == 1
     np.testing.assert_array_equal(backwards[0].raw, cached[-1].raw)
+
+
+def test_cache_never_serves_a_changed_file_nor_what_other_code_made(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, frame = [], FrameConfig("breast", "keep", "percentile")
+    for item in read_dataset(f"phantom:{data}")[:2]:
+        file = tmp_path / (Path(item.path).stem + ".pgm")
+        cv2.imwrite(str(file), cv2.imread(item.path, cv2.IMREAD_UNCHANGED))
+        items.append(replace(item, path=str(file)))
+    before = cached_images(items, tmp_path / "cache", frame, height=104)
+    file = Path(items[0].path)
+    content, times = file.read_bytes(), file.stat()
+    head = content[: len(content) - 2 * 208 * 160]  # 16-bit samples, big endian
+    pixels = np.frombuffer(content[len(head) :], dtype=">u2").reshape(208, 160)
+    file.write_bytes(head + pixels[::-1].tobytes())
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    after = cached_images(items, tmp_path / "cache", frame, height=104)
+    np.testing.assert_array_equal(after[0].raw, before[0].raw[::-1])
+    np.testing.assert_array_equal(after[1].raw, before[1].raw)
+    # Other code: everything is made anew; code that only measures: only the measures.
+    made = {p.name for p in (tmp_path / "cache").iterdir()}
+    original = cache.code_version
+    monkeypatch.setattr(cache, "code_version", lambda *m: original(*m) + "changed" * ("mammoseg.preprocessing" in m))
+    cached_images(items, tmp_path / "cache", frame, height=104)
+    assert [p.split("-")[0] for p in {p.name for p in (tmp_path / "cache").iterdir()} - made] == ["measures"]
+    monkeypatch.setattr(cache, "code_version", lambda *m: original(*m) + "changed")
+    cached_images(items, tmp_path / "cache", frame, height=104)
+    assert len(list((tmp_path / "cache").glob("pixels-*"))) == 3
+
+
+def test_the_version_of_code_changes_with_any_file_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "reader_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "part.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = cache.code_version("reader_of_a_test")
+    assert cache.code_version("reader_of_a_test") == first
+    assert cache.code_version("reader_of_a_test", "mammoseg.geometry") != first
+    (package / "part.py").write_text("x = 2\n")
+    assert cache.code_version("reader_of_a_test") != first
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("detector_*.toml")), ids=lambda p: p.stem)

@@ -13,7 +13,7 @@ import pytest
 
 from mammoseg.config import load_toml, to_dict
 from mammoseg.datasets import read_dataset
-from mammoseg.datasets.splits import patient_holdout, save_fold
+from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold
 from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig
 
@@ -92,6 +92,9 @@ def test_a_model_directory_says_what_it_was_trained_on(data: Path, trained: tupl
     assert set(model.record["patient_sha256"]) == {hash_patient("ellipses", p) for p in patients}
     assert 0 <= model.record["metrics"]["validation_dice_true_crops"] <= 1
     assert str(data) not in json.dumps(model.record)
+    assert model.record["environment"]["versions"]["numpy"] == np.__version__
+    assert model.record["environment"]["threads"] == torch.get_num_threads()
+    assert (model.record["start"], model.record["start_weights"], model.record["ancestors"]) == ("random", None, [])
     build_segmenter(model.config).load_state_dict(model.state)
 
 
@@ -154,6 +157,11 @@ def test_going_on_from_a_model_keeps_what_it_has_seen(data: Path, trained: tuple
     before = load_model(trained[0])
     assert set(before.record["patient_sha256"]) < set(model.record["patient_sha256"])
     assert set(before.record["image_sha256"]) < set(model.record["image_sha256"])
+    fold = load_fold(tmp_path / "run" / "fold.json")  # without one given: all there is
+    assert (fold.name, len(fold.train), fold.validation) == ("all", 2, ())
+    assert model.record["fold_hash"] == fold.content_hash
+    assert model.record["start_weights"]["sha256"] == hash_file(trained[0] / "model.safetensors")
+    assert [a["record"]["fold_hash"] for a in model.record["ancestors"]] == [before.record["fold_hash"]]
     for name in ("backbone.blocks.0.0.weight", "nodes.0_1.conv1.weight", "heads.3.bias"):
         torch.testing.assert_close(model.state[name], before.state[name])
 
