@@ -11,8 +11,7 @@ import click
 
 from mammoseg.apps.console import ImageProgress
 from mammoseg.apps.out_folder import is_empty
-from mammoseg.datasets import check as check_dataset
-from mammoseg.datasets import list_kinds, read_dataset
+from mammoseg.datasets import inspect, list_kinds
 from mammoseg.datasets.phantom_files import GENERATOR, write_exams
 from mammoseg.errors import UsageError
 
@@ -74,13 +73,12 @@ def check_command(dataset: str) -> int:
 
     Exit code 0 where all is well, 3 where something is odd.
     """
-    items = read_dataset(dataset)
+    items, problems = inspect(dataset)
     masses = sum(len(i.annotation.masses) for i in items)
     outlined = sum(m.mask is not None for i in items for m in i.annotation.masses)
     views = Counter(f"{i.laterality or '?'}{i.view_position or '?'}" for i in items)
     click.echo(f"{len(items)} images of {len({i.patient_id for i in items})} patients, {masses} masses, {outlined} with a mask")
     click.echo("views: " + ", ".join(f"{k} {n}" for k, n in sorted(views.items())))
-    problems = check_dataset(items)
     for problem in problems:
         click.echo(problem)
     click.echo("nothing odd" if not problems else f"{len(problems)} odd things")

@@ -1,10 +1,12 @@
 """Datasets: one reader a file, one registry, every reader giving `list[DatasetItem]`.
 
 A dataset is named by a *spec*, `KIND:PATH` or `KIND:PATH?option=value&option=value`, or by a bare path whose kind is
-recognised: a `.json` file or a folder with `annotations.json` is COCO, a folder with `images/` and `masks/` is image_mask.
+recognised: a `.json` file or a folder with `annotations.json` is COCO, a folder with `images/` and `masks/` is image_mask,
+one with `AllDICOMs/` is inbreast, one with CBIS-DDSM's CSVs is cbis_ddsm.
 
 To add a reader: write `datasets/<kind>.py` with `read(path: Path, **options: str) -> list[DatasetItem]`, add one line to
-`READERS` and one to `DESCRIPTIONS`.
+`READERS` and one to `DESCRIPTIONS`. A reader that sees more than its items tell may have `survey(path, **options)`, which gives
+the items and lines on what is odd, for `datasets check`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 from mammoseg.datasets.checking import check_items
@@ -27,6 +29,8 @@ READERS = {
     "image_mask": "mammoseg.datasets.image_mask:read",
     "phantom": "mammoseg.datasets.phantom_files:read",
     "cdd_cesm": "mammoseg.datasets.cdd_cesm:read",
+    "inbreast": "mammoseg.datasets.inbreast:read",
+    "cbis_ddsm": "mammoseg.datasets.cbis_ddsm:read",
 }
 
 DESCRIPTIONS = {
@@ -34,6 +38,8 @@ DESCRIPTIONS = {
     "image_mask": "a folder with images/ and masks/ of equal stems, optional index.csv; options: masses, patient_pattern",
     "phantom": "a folder written by `mammoseg phantom`",
     "cdd_cesm": "the low-energy images of CDD-CESM with their mass-like regions",
+    "inbreast": "INbreast as released (AllDICOMs, AllXML, INbreast.csv); options: images (mass, all), rois",
+    "cbis_ddsm": "CBIS-DDSM as TCIA serves it (CSVs, DICOM); options: split (train, test), abnormality (mass, calc), missing",
 }
 
 
@@ -51,9 +57,26 @@ def read_dataset(spec: str | Path) -> list[DatasetItem]:
     """
     kind, path, options = parse_spec(spec)
     module, _, attribute = READERS[kind].partition(":")
-    reader = cast(Reader, getattr(importlib.import_module(module), attribute))
+    return cast(list[DatasetItem], _call(getattr(importlib.import_module(module), attribute), kind, path, options))
+
+
+def inspect(spec: str | Path) -> tuple[list[DatasetItem], list[str]]:
+    """The items of the dataset `spec` that can be read, and what is odd or missing: one line each, none when all is well.
+
+    Raises DatasetError as `read_dataset` does, but not for files that a partial download lacks: those are among the lines.
+    """
+    kind, path, options = parse_spec(spec)
+    function = getattr(importlib.import_module(READERS[kind].partition(":")[0]), "survey", None)
+    if function is None:
+        items, lines = read_dataset(spec), []
+    else:
+        items, lines = cast(tuple[list[DatasetItem], list[str]], _call(function, kind, path, options))
+    return items, lines + check_items(items)
+
+
+def _call(function: Callable[..., Any], kind: str, path: Path, options: dict[str, str]) -> Any:
     try:
-        return reader(path, **options)
+        return function(path, **options)
     except TypeError as error:
         if options and "unexpected keyword argument" in str(error):
             raise DatasetError(f"dataset kind {kind!r} does not take these options: {', '.join(options)}") from error
@@ -105,12 +128,17 @@ def _recognise(path: Path) -> str:
         return "coco"
     if (path / "images").is_dir() and (path / "masks").is_dir():
         return "image_mask"
+    if any((folder / "AllDICOMs").is_dir() for folder in (path, *path.glob("*"))):
+        return "inbreast"
+    if any(next(path.glob(f"{deep}*_case_description_*_set.csv"), None) for deep in ("", "*/", "*/*/")):
+        return "cbis_ddsm"
     raise DatasetError(
-        f"dataset {str(path)!r}: its kind is not recognised (no .json file, no annotations.json, no images/ and masks/); "
+        f"dataset {str(path)!r}: its kind is not recognised (no .json file, no annotations.json, no images/ and masks/, no "
+        "AllDICOMs/, no case_description CSVs); "
         f"write KIND:PATH with one of {', '.join(READERS)}"
     )
 
 
 def check(dataset: str | Path | list[DatasetItem]) -> list[str]:
     """What is odd or missing in a dataset (a spec, or items already read): one line each, empty when all is well."""
-    return check_items(dataset if isinstance(dataset, list) else read_dataset(dataset))
+    return check_items(dataset) if isinstance(dataset, list) else inspect(dataset)[1]

@@ -1,14 +1,50 @@
-"""The size of an image file without decoding its pixels."""
+"""What an image file says of itself without decoding its pixels."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 
 from mammoseg.errors import DatasetError
+from mammoseg.io.dicom_attributes import spacing
 from mammoseg.io.raster import raster_kind, raster_size
+from mammoseg.types import Size, Spacing
+
+_TAGS = [
+    "Rows", "Columns", "BitsAllocated", "SeriesInstanceUID", "SeriesDescription", "PixelSpacing", "ImagerPixelSpacing",
+    "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor", "NominalScannedPixelSpacing",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """Of a DICOM file. size: (H, W). description: of the series, "" where there is none."""
+
+    size: Size
+    bits_allocated: int
+    series_uid: str
+    description: str
+    spacing_mm: Spacing | None
+
+
+def read_header(path: Path) -> Header:
+    """The header of a DICOM file of a public, de-identified data set. Raises DatasetError where it cannot be read."""
+    try:
+        data = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True)
+        return Header(
+            size=(int(data.Rows), int(data.Columns)),
+            bits_allocated=int(data.BitsAllocated),
+            series_uid=str(data.get("SeriesInstanceUID", "")),
+            description=str(data.get("SeriesDescription", "") or ""),
+            spacing_mm=spacing(data)[0],
+        )
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such file") from error
+    except (OSError, ValueError, TypeError, AttributeError, InvalidDicomError) as error:
+        raise DatasetError(f"{path}: its DICOM header cannot be read ({type(error).__name__}); restore the file") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -1,12 +1,28 @@
-"""What readers share in understanding a record: patient, laterality, spacing."""
+"""What readers share in understanding a record: patient, laterality, spacing, and what was odd on the way."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from mammoseg.errors import DatasetError
 from mammoseg.types import Spacing
+
+
+@dataclass
+class Notes:
+    """What was odd while reading; each kind is told once, with how often it came and one example."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, *examples: str) -> None:
+        """One more of its kind."""
+        self.found.setdefault(what, []).extend(examples)
+
+    def lines(self) -> list[str]:
+        """One line a kind, in the order they first came."""
+        return [f"{what}: {len(which)}, such as {which[0]}" for what, which in self.found.items()]
 
 
 def patient_of(file_name: str, pattern: str | None, where: str) -> tuple[str, dict[str, Any]]:
