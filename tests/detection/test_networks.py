@@ -134,6 +134,54 @@ def test_whole_weights_file_round_trip_in_the_order_of_yolov3_cfg(tmp_path: Path
             assert torch.equal(other.state_dict()[key], value), key
 
 
+@pytest.fixture(scope="module")
+def coco_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, YoloV3]:
+    """A synthetic whole file of 80 classes, and the network it is of."""
+    torch.manual_seed(8)
+    network = YoloV3(YoloConfig(classes=80))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    path = tmp_path_factory.mktemp("coco") / "yolov3.weights"
+    save_darknet(network, path, Header(0, 2, 0, 32_013_312))
+    return path, network
+
+
+def test_whole_file_of_80_classes_gives_all_but_the_detection_convolutions(
+    coco_weights: tuple[Path, YoloV3], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, source = coco_weights
+    assert path.stat().st_size == 248_007_048  # as the published yolov3.weights
+    target = YoloV3(YoloConfig())
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with caplog.at_level("INFO", "mammoseg"):
+        assert load_darknet(target, path).seen == 32_013_312
+    assert "yolov3.weights is a YOLOv3 of 80 classes: 72 of its 75 convolutions taken over (52 of the backbone)" in caplog.text
+    wanted = source.state_dict()
+    for key, value in target.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, before[key] if ".out." in key else wanted[key]), key
+
+
+def test_of_a_whole_file_a_narrower_network_takes_what_has_its_shape(
+    coco_weights: tuple[Path, YoloV3], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, source = coco_weights
+    narrow = YoloV3(YoloConfig(neck_widths=(128, 64, 512)))
+    before = narrow.scale16.head.conv.weight.clone()
+    with caplog.at_level("INFO", "mammoseg"):
+        load_darknet(narrow, path)
+    assert torch.equal(narrow.backbone.stages[4].conv_down.conv.weight, source.backbone.stages[4].conv_down.conv.weight)
+    assert torch.equal(narrow.scale32.head.conv.weight, source.scale32.head.conv.weight)
+    assert torch.equal(narrow.scale8.block[1].bn.running_mean, source.scale8.block[1].bn.running_mean)
+    assert torch.equal(narrow.scale16.head.conv.weight, before)
+    assert "of 80 classes: 64 of its 75" in caplog.text  # 72 without scale16's six, up8 and scale8's first
+    shallow = YoloV3(YoloConfig(neck_pairs=1, neck_widths=(16, 16, 16)))
+    load_darknet(shallow, path)
+    assert torch.equal(shallow.backbone.stem.conv.weight, source.backbone.stem.conv.weight)
+
+
 def test_file_of_another_size_or_kind_is_refused(tmp_path: Path) -> None:
     backbone = Darknet53()
     (tmp_path / "short").write_bytes(struct.pack("<3iq", 0, 2, 0, 0) + bytes(400))

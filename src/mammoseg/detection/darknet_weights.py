@@ -7,7 +7,9 @@ then the kernel (out, in, kh, kw).
 
 from __future__ import annotations
 
+import logging
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +19,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mammoseg.detection.yolov3 import ConvNormAct, Darknet53, YoloV3
+from mammoseg.detection.yolov3 import ConvNormAct, Darknet53, YoloConfig, YoloV3
 from mammoseg.errors import TrainingError
+
+log = logging.getLogger("mammoseg.detection")
+_BACKBONE = 52
+"""Convolutions of Darknet-53 without its classifier."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +45,32 @@ class Header:
 def load_darknet(network: YoloV3 | Darknet53, path: Path) -> Header:
     """Loads `path` into a whole network or its Darknet-53, by what fits the number of values; returns the file's header.
 
-    A whole YOLOv3 takes a whole file, or the backbone's alone (neck and heads stay as they are). Raises TrainingError where
-    the file has another number of values, for example a `yolov3.weights` of 80 classes for a network of one.
+    A whole YOLOv3 takes the backbone's file alone (neck and heads stay as they are), a whole file of as many classes, or one
+    of another number of classes, such as the `yolov3.weights` of COCO's 80: then the three detection convolutions stay as
+    they are, and all others are taken over whose shape is that of the file's. The log says which. Raises TrainingError where
+    the number of values is that of none of these.
     """
     header, values = _read(path)
     backbone = network.backbone if isinstance(network, YoloV3) else network
     if not isinstance(backbone, Darknet53):
         raise TrainingError(f"{path.name}: darknet weights fit the backbone darknet53 only, this network has another")
-    choices = [_convolutions(backbone)]
-    if isinstance(network, YoloV3):
-        choices.append(choices[0] + _neck_convolutions(network))
-    counts = [sum(t.numel() for convolution in c for t in _tensors(convolution)) for c in choices]
-    if len(values) not in counts:
+    body = _convolutions(backbone)
+    if len(values) == _count(body):
+        _fill(body, values)
+        return header
+    if not isinstance(network, YoloV3):
+        raise TrainingError(f"{path.name}: expected {_count(body):,} values (darknet53.conv.74), got {len(values):,}")
+    whole = body + _neck_convolutions(network)
+    classes = _classes_of(len(values), _count(body))
+    if len(values) == _count(whole):
+        _fill(whole, values)
+    elif classes is not None:
+        _fill_matching(whole, values, classes, path.name)
+    else:
         raise TrainingError(
-            f"{path.name}: expected {' or '.join(f'{n:,}' for n in counts)} values (backbone alone, or whole), "
-            f"got {len(values):,}; a whole file must be of as many classes as the network"
+            f"{path.name}: expected {_count(body):,} values (the backbone alone), {_count(whole):,} (this whole network) or "
+            f"those of a yolov3.weights of any number of classes, got {len(values):,}"
         )
-    at = 0
-    with torch.no_grad():
-        for convolution in choices[counts.index(len(values))]:
-            for tensor in _tensors(convolution):
-                part = values[at : at + tensor.numel()].copy()
-                tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
-                at += tensor.numel()
     return header
 
 
@@ -98,6 +107,54 @@ def _read(path: Path) -> tuple[Header, NDArray[np.float32]]:
         raise TrainingError(f"{path.name}: not a darknet weights file (version {major}.{minor}, {len(data)} bytes)")
     (seen,) = struct.unpack_from("<q" if wide else "<i", data, 12)
     return Header(major, minor, revision, seen), np.frombuffer(data, dtype="<f4", offset=start)
+
+
+def _count(convolutions: Sequence[ConvNormAct | nn.Conv2d]) -> int:
+    return sum(t.numel() for convolution in convolutions for t in _tensors(convolution))
+
+
+def _classes_of(values: int, backbone: int) -> int | None:
+    """Of how many classes a published YOLOv3 of so many values is; None where it is of no number."""
+    with torch.device("meta"):
+        neck = _neck_convolutions(YoloV3(YoloConfig(classes=1)))
+    detection = [c for c in neck if isinstance(c, nn.Conv2d)]
+    a_class = sum(3 * (c.in_channels + 1) for c in detection)  # three anchors, each with a kernel and a bias more
+    more, rest = divmod(values - backbone - _count(neck), a_class)
+    return 1 + more if not rest and more >= 0 else None
+
+
+@torch.no_grad()
+def _fill(convolutions: Sequence[ConvNormAct | nn.Conv2d], values: NDArray[np.float32]) -> None:
+    at = 0
+    for convolution in convolutions:
+        for tensor in _tensors(convolution):
+            part = values[at : at + tensor.numel()].copy()
+            tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
+            at += tensor.numel()
+
+
+def _fill_matching(
+    convolutions: Sequence[ConvNormAct | nn.Conv2d], values: NDArray[np.float32], classes: int, name: str
+) -> None:
+    """Fills those of `convolutions` that have the shape of the file's at their place; the file is of the published network."""
+    with torch.device("meta"):
+        published = YoloV3(YoloConfig(classes=classes))
+    stored = _convolutions(published.backbone) + _neck_convolutions(published)  # type: ignore[arg-type]
+    same_plan = len(stored) == len(convolutions)
+    end, taken = 0, 0
+    for place, convolution in enumerate(stored):
+        start, end = end, end + _count([convolution])
+        own = convolutions[place] if same_plan or place < _BACKBONE else None
+        if own is None or isinstance(convolution, nn.Conv2d):
+            continue
+        if [t.shape for t in _tensors(own)] == [t.shape for t in _tensors(convolution)]:
+            _fill([own], values[start:end])
+            taken += 1
+    log.info(
+        "%s is a YOLOv3 of %d classes: %d of its %d convolutions taken over (%d of the backbone); "
+        "the three detection convolutions and what else is of another shape start anew",
+        name, classes, taken, len(stored), _BACKBONE,
+    )  # fmt: skip
 
 
 def _tensors(convolution: ConvNormAct | nn.Conv2d) -> list[Tensor]:
