@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_whole_weights_file_round_trip_in_the_order_of_yolov3_cfg(tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def coco_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, YoloV3]:
+def coco_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, YoloV3]]:
     """A synthetic whole file of 80 classes, and the network it is of."""
     torch.manual_seed(8)
     network = YoloV3(YoloConfig(classes=80))
@@ -145,7 +146,8 @@ def coco_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, YoloV3
             module.running_var.uniform_(0.5, 2.0)
     path = tmp_path_factory.mktemp("coco") / "yolov3.weights"
     save_darknet(network, path, Header(0, 2, 0, 32_013_312))
-    return path, network
+    yield path, network
+    path.unlink()  # a quarter of a gigabyte
 
 
 def test_whole_file_of_80_classes_gives_all_but_the_detection_convolutions(

@@ -6,20 +6,22 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from mammoseg.config import load_toml, to_dict
+from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold
 from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig
+from mammoseg.types import Fold
 
 torch = pytest.importorskip("torch")
 
-from mammoseg.bundle import hash_file, hash_patient  # noqa: E402
+from mammoseg.bundle import hash_file, hash_patient, open_bundle  # noqa: E402
 from mammoseg.experiments.crossval_segmenter import CrossvalConfig, crossval_segmenter, summarise, table  # noqa: E402
 from mammoseg.experiments.train_segmenter import (  # noqa: E402
     SegmenterTask,
@@ -249,7 +251,7 @@ def test_windows_in_memory_show_what_the_whole_image_shows(data: Path) -> None:
             np.testing.assert_allclose(true_crop(region, drawn[0], SMALL.crop)[0], whole, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["segmenter", "segmenter_finish", "segmenter_paper"])
+@pytest.mark.parametrize("name", ["segmenter", "segmenter_finish", "segmenter_paper", "segmenter_shipped"])
 def test_shipped_configs_are_read(name: str) -> None:
     config = load_toml(SegmenterTrainConfig, CONFIGS / f"{name}.toml")
     assert config.crop.size % 16 == 0
@@ -262,6 +264,67 @@ def test_the_published_settings_are_the_defaults() -> None:
     assert (config.training.optimizer, config.loss.dice_weight, config.loss.bce_weight) == ("adam", 1.0, 0.0)
     with pytest.raises(ConfigError, match="crop"):
         load_toml(SegmenterTrainConfig, CONFIGS / "segmenter_paper.toml", ["crops.size=3"])
+
+
+def test_the_shipped_recipe_is_the_one_the_bundle_records() -> None:
+    config = load_toml(SegmenterTrainConfig, CONFIGS / "segmenter_shipped.toml")
+    shipped = open_bundle().training["networks"]["segmenter"]["config"]
+    last = to_dict(config)
+    for group in ("network", "crop", "jitter", "loss", "symmetries", "training"):
+        assert last[group] == shipped[group], group
+    (stage,) = config.before
+    shared = load_toml(CrossvalConfig, CONFIGS / "segmenter_crossval.toml").shared
+    assert (stage.patients, config.of_stage(stage)) == ("never_tested", shared)
+
+
+def test_runs_that_come_before_are_made_first_and_gone_on_from(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "chain.toml").write_text("""
+[training]
+steps = 2
+[[before]]
+name = "first"
+patients = "never_tested"
+[before.settings.training]
+steps = 3
+learning_rate = 5e-3
+""")
+    chain = load_toml(SegmenterTrainConfig, tmp_path / "chain.toml", under=to_dict(SMALL))
+    spec = f"cdd_cesm:{data}"
+    made = load_model(train_segmenter(chain, spec, tmp_path / "chain"))
+    # By hand: images 4 and 5 are of the patient none of whose images has exactly one region.
+    fold = Fold("by hand", ("images/4.png", "images/5.png"), ())
+    save_fold(tmp_path / "fold.json", fold)
+    first = replace(SMALL, training=replace(SMALL.training, steps=3, learning_rate=5e-3))
+    begun = train_segmenter(first, spec, tmp_path / "first", tmp_path / "fold.json")
+    last = replace(SMALL, training=replace(SMALL.training, steps=2))
+    by_hand = load_model(train_segmenter(last, spec, tmp_path / "last", init=begun))
+    assert all(torch.equal(v, by_hand.state[k]) for k, v in made.state.items())
+    assert made.record["patient_sha256"] == by_hand.record["patient_sha256"]
+    assert [(a["name"], a["record"]["steps"], a["record"]["n_patients"]) for a in made.record["ancestors"]] == [("first", 3, 1)]
+    assert (made.record["steps"], made.record["n_patients"]) == (2, 3)
+    # Killed after the first of them: the rest is done; with other settings for the first it is not taken for done.
+    shutil.rmtree(tmp_path / "chain" / "model")
+    shutil.rmtree(tmp_path / "chain" / "checkpoints")
+    again = load_model(train_segmenter(chain, spec, tmp_path / "chain", resume=True))
+    assert all(torch.equal(v, again.state[k]) for k, v in made.state.items())
+    other = load_toml(SegmenterTrainConfig, tmp_path / "chain.toml", under=to_dict(replace(SMALL, symmetries=False)))
+    with pytest.raises(TrainingError, match=r"first: --resume goes on .* settings\.symmetries true there, false here"):
+        train_segmenter(other, spec, tmp_path / "chain", resume=True)
+    with pytest.raises(ConfigError, match="only cdd_cesm tells"):
+        train_segmenter(chain, f"image_mask:{data}", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"name": "model"}, "a name of its own"),
+        ({"name": "../x"}, "a name of its own"),
+        ({"name": "a", "settings": {"training": {"stepz": 3}}}, r"before a\.training\.stepz'; did you mean"),
+    ],
+)
+def test_runs_before_are_checked_before_anything_runs(stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(SegmenterTrainConfig, {"before": [stage]})
 
 
 def test_cross_validation_tests_no_patient_it_has_trained_on(data: Path, tmp_path: Path) -> None:

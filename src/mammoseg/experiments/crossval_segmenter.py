@@ -23,6 +23,7 @@ from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import content_hash, patient_folds, save_fold
 from mammoseg.evaluation.bootstrap import paired_means
 from mammoseg.evaluation.overlap import dice, inscribed_ellipse
+from mammoseg.experiments.single_region import is_test_image, never_tested, with_all_regions
 from mammoseg.experiments.train_segmenter import SegmenterTrainConfig, train_segmenter
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.load import load_mammogram
@@ -50,13 +51,12 @@ def crossval_segmenter(config: CrossvalConfig, data: str, out: Path) -> dict[str
     the paired 95% bootstrap interval of the mean difference, patients drawn with replacement; `complete` tells whether all
     folds are in it.
     """
-    every = read_dataset(f"{data}?regions=all")
+    every = with_all_regions(data)
     teaching = {item.image_id for item in read_dataset(data)}
     folds = patient_folds(every, config.k, config.seed)
     tested = {item.image_id for item in every if is_test_image(item)}
-    tested_patients = {item.patient_id for item in every if item.image_id in tested}
-    free = [i.image_id for i in every if i.patient_id not in tested_patients and i.image_id in teaching]
-    started = _trained(config.shared, data, out / "shared", _fold("shared", free, tested & teaching), None)
+    sides = _fold("shared", never_tested(data) & teaching, tested & teaching)
+    started = _trained(config.shared, data, out / "shared", sides, None)
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     for number, fold in enumerate(folds, 1):
@@ -69,11 +69,6 @@ def crossval_segmenter(config: CrossvalConfig, data: str, out: Path) -> dict[str
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "crossval.json", (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
     return result
-
-
-def is_test_image(item: DatasetItem) -> bool:
-    """Whether an image has exactly one region by the source's count, and we find it."""
-    return item.attributes.get("n_regions") == 1 and len(item.annotation.masses) >= 1
 
 
 def _fold(name: str, train: Any, validation: Any) -> Fold:

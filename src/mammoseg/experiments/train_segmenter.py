@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import content_hash, load_fold, save_fold, select
 from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
+from mammoseg.experiments.single_region import never_tested
 from mammoseg.experiments.start import open_model, refuse_contradictions, tell_changes
 from mammoseg.io.load import load_mammogram
 from mammoseg.preprocessing.crops import (
@@ -41,6 +43,22 @@ from mammoseg.training.loop import LoopConfig, fit
 from mammoseg.training.seeding import batch_indices, generator
 from mammoseg.types import BoolMask, Boxes, DatasetItem, FloatImage, Fold
 
+log = logging.getLogger("mammoseg.experiments")
+_IN_OUT = ("model", "checkpoints", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run that comes before, and whose model the next one goes on from.
+
+    name: of its folder in OUT. patients: "all" of the training side, or those of CDD-CESM alone that cross-validation never
+    tests on. settings: those that differ from the settings it stands in.
+    """
+
+    name: str
+    patients: Literal["all", "never_tested"] = "all"
+    settings: dict[str, Any] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class SegmenterTrainConfig:
@@ -49,7 +67,8 @@ class SegmenterTrainConfig:
     Paper: crops of 256 × 256, equalised; batches of 4, Adam, Dice loss, an encoder from ImageNet. network: its shape.
     backbone_weights: safetensors file of torchvision's VGG19 or VGG16 features, "" starts at random. spec: what goes round
     the trained network (its `crop` is replaced by `crop`). jitter: how true boxes are disturbed. symmetries: draw one of the
-    square's eight. validation_crops: at most so many true crops are measured in validation.
+    square's eight. validation_crops: at most so many true crops are measured in validation. before: runs that come first, one
+    after the other; `backbone_weights` are the start of the first.
     """
 
     network: UNetPlusPlusConfig = field(default_factory=UNetPlusPlusConfig)
@@ -60,6 +79,7 @@ class SegmenterTrainConfig:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
     spec: SegmenterSpec = field(default_factory=SegmenterSpec)
     validation_crops: int = 48
+    before: tuple[Stage, ...] = ()
     training: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=4000, batch_size=4, optimizer="adam", learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0
@@ -69,6 +89,15 @@ class SegmenterTrainConfig:
     def __post_init__(self) -> None:
         if self.spec.crop not in (CropConfig(), self.crop):
             raise ConfigError("spec.crop: crops of training and inference are the same; set crop alone")
+        names = [stage.name for stage in self.before]
+        if len({*names, *_IN_OUT}) < len(names) + len(_IN_OUT) or not all(name.isidentifier() for name in names):
+            raise ConfigError(f"before: expected a name of its own for each run, not {', '.join(_IN_OUT)}, got {names}")
+        for stage in self.before:
+            self.of_stage(stage)  # raises ConfigError
+
+    def of_stage(self, stage: Stage) -> SegmenterTrainConfig:
+        """The settings of `stage`: these with its own over them. Raises ConfigError on one that is not known."""
+        return from_dict(SegmenterTrainConfig, stage.settings, f"before {stage.name}", replace(self, before=()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,10 +218,31 @@ def train_segmenter(
     data: spec of a data set with masks. fold: file of a fold of it; its train side is learnt from, its validation side
     measured; without one everything is learnt from; `out/fold.json` says which. init: model directory or bundle to start
     from; `config` must have its network, as `read_settings` takes it over. resume: go on with the run in `out`, which must be
-    the same. Raises TrainingError, ConfigError or DatasetError.
+    the same. Runs that `config.before` names are made first, each in its folder of `out`. Raises TrainingError, ConfigError or
+    DatasetError.
     """
     items = read_dataset(data)
     sides = load_fold(fold) if fold else _everything(items)
+    for number, stage in enumerate(config.before):
+        begins = config.of_stage(stage)
+        begins = replace(begins, backbone_weights="") if number else begins
+        its_sides = _without_tested(sides, data) if stage.patients == "never_tested" else sides
+        log.info("%s: run %d of %d", stage.name, number + 1, len(config.before) + 1)
+        init = _train(begins, (data, items), out / stage.name, its_sides, init, resume)
+    last = replace(config, before=(), backbone_weights="") if config.before else config
+    return _train(last, (data, items), out, sides, init, resume)
+
+
+def _train(
+    config: SegmenterTrainConfig,
+    source: tuple[str, Sequence[DatasetItem]],
+    out: Path,
+    sides: Fold,
+    init: Path | None,
+    resume: bool,
+) -> Path:
+    """One run. source: the data set's spec and its items."""
+    data, items = source
     chosen, held_out = select(items, sides, "train"), select(items, sides, "validation")
     start = open_model(init, "segmenter") if init else None
     if start is not None:
@@ -231,6 +281,13 @@ def train_segmenter(
         save_model(out / "model", "segmenter", result.state, description, settings["spec"], record)
     wait_for_all()
     return out / "model"
+
+
+def _without_tested(sides: Fold, data: str) -> Fold:
+    """The fold with those patients alone on its training side that cross-validation never tests on."""
+    free = never_tested(data)
+    fold = Fold(f"{sides.name}-never-tested", tuple(i for i in sides.train if i in free), sides.validation, sides.test)
+    return replace(fold, content_hash=content_hash(fold))
 
 
 def _everything(items: Sequence[DatasetItem]) -> Fold:
