@@ -58,10 +58,10 @@ def read_dicom(path: Path, source: str, file_sha256: str | None = None) -> Mammo
         warnings.simplefilter("ignore")  # pydicom warns with values from the file; what matters is raised
         try:
             check_deflated(path)
-            header = _read(path, pixels=False)
+            header = open_dataset(path, pixels=False)
             try:
                 size = _check_header(header)
-                return _mammogram(_read(path, pixels=True), size, source, file_sha256)
+                return _mammogram(open_dataset(path, pixels=True), size, source, file_sha256)
             except NotAMammogramError as error:
                 error.size = _declared_size(header)
                 raise
@@ -79,7 +79,8 @@ def _not_dicom(head: bytes) -> str:
     return f"expected a DICOM image as the file's name says, got {kind}; copy or export the file again"
 
 
-def _read(path: Path, pixels: bool) -> Dataset:
+def open_dataset(path: Path, pixels: bool) -> Dataset:
+    """The data set in the file, with or without its pixel data; always with a transfer syntax. Raises `DecodeError`."""
     try:
         ds = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
     except (Exception, RecursionError) as error:  # pydicom raises anything on damaged files
@@ -124,8 +125,8 @@ def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str
         raise DecodeError("expected pixel data, got none; the file is cut short or was stored without its image")
     raw = stored_values(ds, *size)
     bits, signed = int(ds.BitsStored), attributes.integer(ds, "PixelRepresentation") == 1
-    values = raw if ds.file_meta.TransferSyntaxUID.is_encapsulated else _used_bits(raw, ds, signed)
-    padding = _padding(ds, values, bits, signed)
+    values = used_bits(raw, ds, signed)
+    padding = padding_of(ds, values, bits, signed)
     endian = ">" if ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
     pixels = render(values, attributes.grayscale(ds, bits, signed, endian), padding)
     check_content(pixels)
@@ -144,8 +145,13 @@ def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str
     )
 
 
-def _used_bits(raw: NDArray[np.integer], ds: Dataset, signed: bool) -> NDArray[np.integer]:
-    """Native values with what lies outside High Bit and Bits Stored (old overlays) removed and the sign carried up."""
+def used_bits(raw: NDArray[np.integer], ds: Dataset, signed: bool) -> NDArray[np.integer]:
+    """The values with what lies outside High Bit and Bits Stored (old overlays) removed and the sign carried up.
+
+    Compressed data hold nothing else, and stay as they are.
+    """
+    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        return raw
     allocated, stored = int(ds.BitsAllocated), int(ds.BitsStored)
     high = attributes.integer(ds, "HighBit")
     high = stored - 1 if high is None or not stored - 1 <= high < allocated else high
@@ -156,7 +162,7 @@ def _used_bits(raw: NDArray[np.integer], ds: Dataset, signed: bool) -> NDArray[n
     return np.asarray(np.right_shift(shifted, allocated - stored))
 
 
-def _padding(ds: Dataset, values: NDArray[np.integer], bits: int, signed: bool) -> NDArray[np.bool_] | None:
+def padding_of(ds: Dataset, values: NDArray[np.integer], bits: int, signed: bool) -> NDArray[np.bool_] | None:
     """Which pixels are Pixel Padding Value (or within its Range Limit), or None where there is none.
 
     values: stored values with unused bits cleared and the sign carried.

@@ -146,19 +146,24 @@ def render(stored: Stored, grayscale: Grayscale, padding: NDArray[np.bool_] | No
     padding: bool[H, W], pixels that are no image (Pixel Padding Value): they become 0 and count for no range.
     A window or VOI LUT that leaves (nearly) no pixel between black and white is useless; the full range is shown then.
     """
+    lowest, table = table_of(stored, grayscale, padding)
+    pixels: FloatImage = table.astype(np.float32)[stored.astype(np.int32) - lowest]
+    if padding is not None:
+        pixels[padding] = 0.0
+    return pixels
+
+
+def table_of(stored: Stored, grayscale: Grayscale, padding: NDArray[np.bool_] | None = None) -> tuple[int, Table]:
+    """How `render` shows these stored values: the lowest of them, and f64 in [0, 1] for each value from it to the highest."""
     lowest, highest = int(stored.min()), int(stored.max())
-    index = stored.astype(np.int32) - lowest
-    counted = index if padding is None else index[~padding]
-    counts = np.bincount(counted.ravel(), minlength=highest - lowest + 1).astype(np.int64)
+    counted = stored if padding is None else stored[~padding]
+    counts = np.bincount((counted.astype(np.int32) - lowest).ravel(), minlength=highest - lowest + 1).astype(np.int64)
     values = np.arange(lowest, highest + 1, dtype=np.float64)
     shown = full_range(counts, lowest, grayscale.bits_stored, grayscale.signed)
     table = grayscale.presentation(values, shown, grayscale.voi)
     if grayscale.voi is not None and not _useful(table, counts):
         table = grayscale.presentation(values, shown, None)
-    pixels: FloatImage = table.astype(np.float32)[index]
-    if padding is not None:
-        pixels[padding] = 0.0
-    return pixels
+    return lowest, table
 
 
 def _useful(table: Table, counts: NDArray[np.int64]) -> bool:

@@ -85,24 +85,37 @@ def decode_raster(data: bytes) -> FloatImage:
     Raises `DecodeError` (damaged, cut short, unknown) or `NotAMammogramError` (colour, blank, too small, several pages; with
     the image's size).
     """
-    kind = raster_kind(data[:16])
-    if kind is None:
-        raise DecodeError("expected a PNG, TIFF, JPEG or PGM image as the file's name says, got other data; export it again")
     try:
-        return _grey(data, kind)
+        return _grey(data)
     except NotAMammogramError as error:
         error.size = raster_size(data)
         raise
 
 
-def _grey(data: bytes, kind: Kind) -> FloatImage:
+def stored_raster(data: bytes) -> tuple[NDArray[np.integer], int, bool]:
+    """The file's own values, u8 or u16 [H, W] or [H, W, channels], the highest there can be, and whether 0 is white.
+
+    Raises as `decode_raster` does, but for what the picture shows.
+    """
+    kind = raster_kind(data[:16])
+    if kind is None:
+        raise DecodeError("expected a PNG, TIFF, JPEG or PGM image as the file's name says, got other data; export it again")
     if kind == "pgm":
-        grey = _pgm(data)
+        values, top = _pgm(data)
+        return values.astype(np.uint8 if top < 256 else np.uint16), top, False
+    container = {"png": _png, "jpeg": _jpeg, "tiff": _tiff}[kind](data)
+    check_size(container.height, container.width)
+    check_shape(container.height, container.width)
+    array = _decode(data, kind, container)
+    return array, int(np.iinfo(array.dtype).max), container.white_is_zero
+
+
+def _grey(data: bytes) -> FloatImage:
+    values, top, white_is_zero = stored_raster(data)
+    if raster_kind(data[:16]) == "pgm":
+        grey = (values.astype(np.float64) / top).astype(np.float32)
     else:
-        container = {"png": _png, "jpeg": _jpeg, "tiff": _tiff}[kind](data)
-        check_size(container.height, container.width)
-        check_shape(container.height, container.width)
-        grey = to_grey(_decode(data, kind, container))
+        grey = to_grey(np.iinfo(values.dtype).max - values if white_is_zero else values)
     check_content(grey)
     return grey
 
@@ -140,7 +153,7 @@ def _mean(array: NDArray[np.generic]) -> NDArray[np.generic]:
     return mean.astype(array.dtype)
 
 
-def _decode(data: bytes, kind: Kind, container: _Container) -> NDArray[np.generic]:
+def _decode(data: bytes, kind: Kind, container: _Container) -> NDArray[np.integer]:
     if kind == "tiff":
         data = _plain_tiff(data)
     level = cv2.utils.logging.getLogLevel()
@@ -157,8 +170,6 @@ def _decode(data: bytes, kind: Kind, container: _Container) -> NDArray[np.generi
         raise DecodeError(f"expected 8 or 16 bits a pixel, got {array.dtype}; save it as an 8- or 16-bit grey PNG")
     if array.shape[:2] != (container.height, container.width):
         raise DecodeError(_CUT.format(kind.upper()))
-    if container.white_is_zero:
-        array = np.iinfo(array.dtype).max - array
     return np.ascontiguousarray(array)
 
 
@@ -233,8 +244,8 @@ def _plain_tiff(data: bytes) -> bytes:
     return bytes(out)
 
 
-def _pgm(data: bytes) -> FloatImage:
-    """Netpbm P2 (text) and P5 (binary, big-endian above 255); grey = value / maxval."""
+def _pgm(data: bytes) -> tuple[NDArray[np.integer], int]:
+    """Netpbm P2 (text) and P5 (binary, big-endian above 255): the values [H, W] and the greatest there may be."""
     header = _PGM_HEADER.match(data)
     if header is None:
         raise DecodeError(_CUT.format("PGM"))
@@ -246,7 +257,7 @@ def _pgm(data: bytes) -> FloatImage:
     if header[1] == b"5":
         kind = np.dtype(np.uint8 if top < 256 else ">u2")
         body = data[header.end() : header.end() + height * width * kind.itemsize]
-        values = np.frombuffer(body, kind) if len(body) % kind.itemsize == 0 else np.zeros(0)
+        values = np.frombuffer(body, kind) if len(body) % kind.itemsize == 0 else np.zeros(0, dtype=kind)
     else:
         try:
             values = np.array(re.sub(rb"#[^\n]*", b"", data[header.end() :]).split()[: height * width], dtype=np.int64)
@@ -254,4 +265,4 @@ def _pgm(data: bytes) -> FloatImage:
             raise DecodeError(_CUT.format("PGM")) from error
     if len(values) != height * width or int(values.max()) > top or int(values.min()) < 0:
         raise DecodeError(_CUT.format("PGM"))
-    return (values.reshape(height, width).astype(np.float64) / top).astype(np.float32)
+    return np.asarray(values).reshape(height, width), top
