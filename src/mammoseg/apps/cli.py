@@ -12,6 +12,7 @@ from mammoseg.apps.evaluate import evaluate
 from mammoseg.apps.fold import fold
 from mammoseg.apps.info import info
 from mammoseg.apps.segment import segment
+from mammoseg.apps.server.command import serve
 from mammoseg.apps.train import bundle, train
 
 
@@ -26,7 +27,7 @@ def cli() -> None:
     """
 
 
-for _command in (segment, demo, phantom, evaluate, train, bundle, datasets, info):
+for _command in (segment, serve, demo, phantom, evaluate, train, bundle, datasets, info):
     cli.add_command(_command)
 datasets.add_command(fold)
 
