@@ -14,7 +14,7 @@ from mammoseg.preprocessing.crops import CropConfig, cut_crop, network_input
 from mammoseg.types import CropMask, FloatImage, Mammogram
 
 Network = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
-Output = Literal["mean", "L1", "L2", "L3", "L4"]
+Output = Literal["mean", "last", "L1", "L2", "L3", "L4"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SegmenterSpec:
     """What a trained segmenter needs around it.
 
     crop: how crops are cut. output: "mean" averages the probabilities of all deep-supervision outputs, "L1" … "L4" takes
-    one of them, as the pruned U-Net++ does. flips: also average over the mirrored crops (four times the work). channels, mean,
+    one of them, as the pruned U-Net++ does, "last" the last, as a cascade does. flips: also average over the mirrored crops (four times the work). channels, mean,
     std: of the network's input. batch: crops at a time. From which probability on a pixel counts as mass is reconstruction's.
     """
 
@@ -95,7 +95,7 @@ def merge_outputs(logits: Sequence[NDArray[np.float32]], output: Output) -> Floa
     Raises ValueError where the network has no such output.
     """
     if output != "mean":
-        depth = int(output[1:])
+        depth = len(logits) if output == "last" else int(output[1:])
         if depth > len(logits):
             raise ValueError(f"segmenter: output {output} was asked for, the network has {len(logits)} outputs")
         logits = [logits[depth - 1]]

@@ -21,6 +21,7 @@ supervision. The paper leaves the decoder's details open; this arrangement, its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,8 @@ class NestedNode(nn.Module):
 
 class UNetPlusPlus(nn.Module):
     """The whole network; `forward` gives the list of deep-supervision logits in training and inference alike."""
+
+    config_class: ClassVar = UNetPlusPlusConfig
 
     def __init__(self, config: UNetPlusPlusConfig | None = None) -> None:
         super().__init__()
