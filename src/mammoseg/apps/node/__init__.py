@@ -1,0 +1,1 @@
+"""The DICOM node: receives mammograms over the network, analyses studies, and sends the results on (`mammoseg node`)."""
