@@ -4,11 +4,12 @@ VENV := .venv
 DEMO_VENV := .venv-demo
 SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test lint docs-check soak clean help
+.PHONY: demo test test-system lint docs-check soak clean help
 
 help:
 	@echo "make demo         segment an exam of phantom mammograms with the bundled weights (no torch needed)"
 	@echo "make test         make the test environment (.venv) and run the suite; PYTEST_ARGS='-k name' for a part of it"
+	@echo "make test-system  the tests that need Debian packages: dicom3tools dcmtk pixelmed-apps orthanc orthanc-dicomweb"
 	@echo "make lint         format, lint, types and import contracts"
 	@echo "make docs-check   whether the command line reference is up to date"
 	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data)"
@@ -39,7 +40,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not soak" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not soak and not system" $(PYTEST_ARGS)
+
+test-system: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m system $(PYTEST_ARGS)
 
 soak: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m soak --timeout 7200 $(PYTEST_ARGS)
