@@ -73,27 +73,41 @@ def msf(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
     λ = 0 means M_s > 0. Regions are 8-connected; a region's box is its bounding box, its score max ΣM_i / N, at most 1.
     Boxes without a pixel or with score 0 take no part, not even in max c.
     """
-    kept = [suppress(d.select(d.scores >= config.score_min), config.nms_iou) for d in per_scale]
-    boxes, scores, size = _together(kept)
+    boxes, scores, size = _together(entering(per_scale, config))
     out_boxes, out_scores = fused_regions(boxes, scores, len(per_scale), config.lam, size)
     return Detections(out_boxes, out_scores, size, "msf").best_first()
 
 
-def fused_regions(boxes: Boxes, scores: Scores, n_scales: int, lam: float, size: Size) -> tuple[Boxes, Scores]:
-    """Eq. 1 and its regions for the boxes f64[B, 4] and scores f64[B] of all scales: boxes f64[R, 4] and scores f64[R].
+def entering(per_scale: Sequence[Detections], config: FusionConfig) -> list[Detections]:
+    """The detections of each scale that `msf` and `wbf` fuse: above `score_min`, after NMS within the scale."""
+    return [suppress(d.select(d.scores >= config.score_min), config.nms_iou) for d in per_scale]
 
-    M_s is constant on the cells of the grid spanned by the rounded boxes' edges: at most (2B-1)² cells, filled by a 2-D
-    difference array. Every cell between two neighbouring edges holds at least one pixel, and two cells touch at a
-    side or a corner exactly when pixels of theirs do, so 8-connected regions of cells are 8-connected regions of pixels.
 
-    >>> two = np.array([[10.2, 10.0, 29.5, 30.0], [20.0, 20.0, 40.0, 40.0]])
-    >>> fused_regions(two, np.array([0.8, 0.8]), 2, 0.6, (100, 100))
-    (array([[20., 20., 30., 30.]]), array([0.8]))
+def msf_mask(
+    per_scale: Sequence[Detections], config: FusionConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], float]:
+    """M_s as `msf` sees it, on its grid: edges xs i64[n + 1] and ys i64[m + 1], M_s f64[m, n] in [0, 1], and max c.
+
+    A region's score is its largest M_s times max c.
+    """
+    boxes, scores, size = _together(entering(per_scale, config))
+    xs, ys, total, most = fusion_grid(boxes, scores, size)
+    return xs, ys, total / (len(per_scale) * most), most
+
+
+def fusion_grid(
+    boxes: Boxes, scores: Scores, size: Size
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], float]:
+    """ΣM_i of Eq. 1 on the grid spanned by the rounded boxes' edges, of at most (2B-1)² cells: a 2-D difference array.
+
+    boxes f64[B, 4] and scores f64[B] of all scales in an image of `size` (H, W). Returns the edges xs i64[n + 1] and
+    ys i64[m + 1] (none where no box takes part), the sum f64[m, n] on the cells (0 where no box is), and max c.
+    M_s is the sum divided by N · max c.
     """
     pixels = clip_boxes(np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1), size).astype(np.int64)
     used = (pixels[:, 2] > pixels[:, 0]) & (pixels[:, 3] > pixels[:, 1]) & (scores > 0)
     if not used.any():
-        return np.zeros((0, 4)), np.zeros(0)
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0)), 1.0
     pixels, scores = pixels[used], scores[used]
     xs, columns = np.unique(pixels[:, 0::2], return_inverse=True)
     ys, rows = np.unique(pixels[:, 1::2], return_inverse=True)
@@ -103,9 +117,27 @@ def fused_regions(boxes: Boxes, scores: Scores, n_scales: int, lam: float, size:
         corner = rows.reshape(-1, 2)[:, row] * len(xs) + columns.reshape(-1, 2)[:, column]
         total.ravel()[:] += sign * np.bincount(corner, scores, total.size)
         count.ravel()[:] += sign * np.bincount(corner, minlength=total.size)
-    total = total.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]  # ΣM_i on the cells
+    total = total.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
     covered = count.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-    kept = covered & (total / (n_scales * scores.max()) >= lam - TOLERANCE)
+    # above 0 where a box is, whatever the sums round to
+    return xs, ys, np.where(covered, np.maximum(total, np.finfo(np.float64).tiny), 0.0), float(scores.max())
+
+
+def fused_regions(boxes: Boxes, scores: Scores, n_scales: int, lam: float, size: Size) -> tuple[Boxes, Scores]:
+    """Eq. 1 and its regions for the boxes f64[B, 4] and scores f64[B] of all scales: boxes f64[R, 4] and scores f64[R].
+
+    M_s is constant on the cells of `fusion_grid`. Every cell between two neighbouring edges holds at least one pixel, and
+    two cells touch at a side or a corner exactly when pixels of theirs do, so 8-connected regions of cells are 8-connected
+    regions of pixels.
+
+    >>> two = np.array([[10.2, 10.0, 29.5, 30.0], [20.0, 20.0, 40.0, 40.0]])
+    >>> fused_regions(two, np.array([0.8, 0.8]), 2, 0.6, (100, 100))
+    (array([[20., 20., 30., 30.]]), array([0.8]))
+    """
+    xs, ys, total, most = fusion_grid(boxes, scores, size)
+    kept = (total > 0) & (total / (n_scales * most) >= lam - TOLERANCE)
+    if not kept.any():
+        return np.zeros((0, 4)), np.zeros(0)
     found, labels, stats, _ = cv2.connectedComponentsWithStats(kept.astype(np.uint8), connectivity=8)
     best = np.zeros(found)
     np.maximum.at(best, labels[kept], total[kept])
@@ -120,8 +152,7 @@ def wbf(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
     Best box first, each joins the fused box it overlaps most by more than `wbf_iou`, which moves to the mean of its
     members weighted by their scores, or starts a new one. Score: the members' mean times the share of scales that agree.
     """
-    kept = [suppress(d.select(d.scores >= config.score_min), config.nms_iou) for d in per_scale]
-    return _weighted(kept, config.wbf_iou)
+    return _weighted(entering(per_scale, config), config.wbf_iou)
 
 
 def nms_fusion(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
