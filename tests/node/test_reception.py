@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import socket
@@ -294,9 +295,9 @@ def test_a_pdu_longer_than_agreed_is_aborted_without_reading_it(receiver: Any, t
         peer.sendall(pdu(1, b"\0\1" * 50, length=0xFFFFFFF0))
         assert peer.recv(10)[:1] == b"\x07", "an A-ABORT"
         peer.settimeout(60)
-        with pytest.raises((ConnectionError, IndexError)):
-            while True:
-                peer.recv(10)[0]
+        with contextlib.suppress(ConnectionError):
+            while peer.recv(10):
+                pass
     assert tools.echo(here.port) == 0
 
 
@@ -319,13 +320,10 @@ def test_a_request_before_the_answer_to_the_last_is_aborted(receiver: Any, tools
 def certificates(folder: Path) -> tuple[Path, Path, Path]:
     """A certificate for localhost with its key, and one that nobody trusts."""
     for name in ("node", "stranger"):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-            + ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-            + ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")],
-            check=True,
-            capture_output=True,
-        )
+        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        made += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        made += ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")]
+        subprocess.run(made, check=True, capture_output=True)
     return folder / "node.pem", folder / "node.key", folder / "stranger.pem"
 
 
