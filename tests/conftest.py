@@ -46,13 +46,15 @@ def model_directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 
 @pytest.fixture(scope="session")
 def tiny_bundle(model_directories: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of small random networks, made as real ones are."""
+    """A bundle of small random networks, made as real ones are; forced, since int8 costs random masks more than it may."""
     from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     pipeline = {"fusion": {"score_min": 0.05}}
     make_bundle(
-        *model_directories, out, BundleOptions("tiny", pipeline, metrics={"note": "random weights"}, quantise_from=1024)
+        *model_directories,
+        out,
+        BundleOptions("tiny", pipeline, metrics={"note": "random weights"}, quantise_from=1024, force=True),
     )
     return out
 

@@ -110,6 +110,7 @@ def test_bundle_make(model_directories: tuple[Path, Path], tmp_path: Path) -> No
         *("--metrics", tmp_path / "metrics.json", "--set", "fusion.lesion_score_min=0.25"),
     )
     assert result.exit_code == 0, result.output
+    assert "compared with the trained ones on 2 phantoms" in result.stdout
     config = json.loads((tmp_path / "made/config.json").read_text())
     assert (config["name"], config["pipeline"]["fusion"]["lesion_score_min"]) == ("made", 0.25)
     assert json.loads((tmp_path / "made/metrics.json").read_text())["ap50"] == 0.5

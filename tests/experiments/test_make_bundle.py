@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mammoseg.bundle import open_bundle
-from mammoseg.errors import ConfigError, TrainingError, UsageError
+from mammoseg.bundle import open_bundle, write_sums
+from mammoseg.errors import BundleError, ConfigError, TrainingError, UsageError
+from mammoseg.pipeline import PipelineConfig, settings_of
+from mammoseg.types import Detections, Findings, ImageInfo, Lesion
 
 torch = pytest.importorskip("torch")
+
+from mammoseg.experiments.parity import end_to_end, shortcomings  # noqa: E402
 
 
 def test_a_bundle_is_complete_and_describes_itself(tiny_bundle: Path) -> None:
@@ -25,6 +31,8 @@ def test_a_bundle_is_complete_and_describes_itself(tiny_bundle: Path) -> None:
     assert parity["images"] == parity["images_with_equal_lesion_count"] == 2
     assert 0 < parity["detector_probability_difference"] < 0.05
     assert 0.9 < parity["segmenter_mask_dice_mean"] <= 1
+    assert parity["lesions"] > 0
+    assert parity["lesion_box_iou_least"] >= 0.9
     for words in ("trained on: none, random weights", "Not a medical device", "int8", "float16", "random weights"):
         assert words in opened.card
     assert "/" not in json.dumps(opened.config)
@@ -68,8 +76,6 @@ def test_the_card_speaks_of_the_data_this_bundle_was_made_from_and_of_no_other(t
 
 def test_models_of_earlier_forms_become_bundles_of_todays(tiny_bundle: Path, model_directories: tuple[Path, Path]) -> None:
     """The fixture's detector has no arch; early segmenters carry a threshold in their spec."""
-    import shutil
-
     from mammoseg.experiments.make_bundle import make_bundle
 
     assert "arch" not in json.loads((model_directories[0] / "model.json").read_text())["config"]
@@ -121,6 +127,104 @@ def test_what_cannot_become_a_bundle_is_refused(
         make_bundle(segmenter, detector, tmp_path / "swapped")
     with pytest.raises(ConfigError, match=r"did you mean 'pipeline\.fusion'"):
         make_bundle(detector, segmenter, tmp_path / "settings", BundleOptions(pipeline={"fuson": {}}))
+
+
+def with_settings(bundle: Path, target: Path, **pipeline: dict[str, object]) -> Path:
+    """A copy of a bundle that ships other settings."""
+    shutil.copytree(bundle, target)
+    config = json.loads((target / "config.json").read_text())
+    for part, values in pipeline.items():
+        config["pipeline"][part] |= values
+    (target / "config.json").write_text(json.dumps(config))
+    write_sums(target)
+    return target
+
+
+def test_settings_start_from_the_bundle_a_network_is_taken_from(
+    tiny_bundle: Path, model_directories: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from mammoseg.experiments.make_bundle import starting_settings
+
+    own = {"fusion": {"lam": 0.4}, "reconstruction": {"smooth": 1.5}, "runtime": {"threads": 3}}
+    other = {"fusion": {"lam": 0.2}, "reconstruction": {"smooth": 2.5}, "detection": {"score_min": 0.1}}
+    first = with_settings(tiny_bundle, tmp_path / "first", **own)
+    second = with_settings(tiny_bundle, tmp_path / "second", **other)
+    detector, segmenter = model_directories
+    assert starting_settings(detector, segmenter) == PipelineConfig()
+    assert starting_settings(first, segmenter) == starting_settings(detector, first) == settings_of(open_bundle(first))
+    both = starting_settings(first, second)
+    assert (both.fusion.lam, both.runtime.threads, both.detection.score_min) == (0.4, 3, 0.005)
+    assert both.reconstruction.smooth == 2.5
+    assert both.fusion.score_min == 0.05, "what both bundles have is lost"
+    with pytest.raises(BundleError, match="no bundle at"):
+        starting_settings(tmp_path / "nothing", segmenter)
+
+
+def test_a_bundle_made_from_a_bundle_keeps_its_settings_and_takes_changes(
+    tiny_bundle: Path, model_directories: tuple[Path, Path], small_exams: Path, tmp_path: Path
+) -> None:
+    from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
+
+    given = with_settings(tiny_bundle, tmp_path / "given", fusion={"lam": 0.4}, reconstruction={"smooth": 1.5})
+    image = sorted(small_exams.iterdir())[0]
+    options = BundleOptions(
+        pipeline={"fusion": {"nms_iou": 0.3}}, detector_weights="float32", segmenter_weights="float32", images=[image]
+    )
+    make_bundle(model_directories[0], given, tmp_path / "made", options)
+    settings = settings_of(open_bundle(tmp_path / "made"))
+    assert (settings.fusion.lam, settings.fusion.nms_iou, settings.reconstruction.smooth) == (0.4, 0.3, 1.5)
+    assert settings.fusion.score_min == 0.05
+
+
+def test_a_bundle_that_falls_short_of_the_trained_networks_is_not_made(
+    model_directories: tuple[Path, Path], small_exams: Path, tmp_path: Path
+) -> None:
+    """int8 on the small tensors of a random network costs more than masks may lose."""
+    from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
+
+    (tmp_path / "made").mkdir()
+    options = BundleOptions(pipeline={"fusion": {"score_min": 0.05}}, quantise_from=1, images=sorted(small_exams.iterdir())[:1])
+    with pytest.raises(BundleError, match=r"no bundle was made: on 1 given images .* expected at least 0\.99") as error:
+        make_bundle(*model_directories, tmp_path / "made", options)
+    assert "--segmenter-weights" in str(error.value)
+    assert [p.name for p in tmp_path.rglob("*")] == ["made"]
+    parity = make_bundle(*model_directories, tmp_path / "made", replace(options, force=True))["parity"]
+    assert open_bundle(tmp_path / "made").metrics["parity"] == parity
+    assert "lesion mask dice mean" in open_bundle(tmp_path / "made").card
+    assert shortcomings(parity)
+    finer = replace(options, detector_weights="float32", segmenter_weights="float32")
+    assert shortcomings(make_bundle(*model_directories, tmp_path / "finer", finer)["parity"]) == []
+
+
+def lesion(number: int, x: float, score: float, side: int = 40) -> Lesion:
+    """A square one."""
+    box = (x, 10.0, x + side, 10.0 + side)
+    contour = np.array([[x, 10.0], [x + side, 10.0], [x + side, 10.0 + side]])
+    return Lesion(number, box, score, np.ones((side, side), dtype=bool), (10, int(x)), contour)
+
+
+def test_parity_compares_each_mass_with_the_one_it_fits_best() -> None:
+    def findings(*lesions: Lesion) -> Findings:
+        return Findings(ImageInfo("x", 200, 400), "processed", None, lesions, Detections.empty((200, 400)))
+
+    same = {"images": 1, "segmenter_mask_dice_mean": 1.0, "detector_probability_difference": 0.0}
+    a = findings(lesion(1, 10, 0.81), lesion(2, 200, 0.80))
+    swapped = end_to_end([(a, findings(lesion(1, 200, 0.805), lesion(2, 10, 0.80)))]) | same
+    assert swapped["lesion_score_difference"] == 0.01
+    assert (swapped["lesion_box_iou_least"], swapped["lesion_mask_dice_least"], swapped["lesions"]) == (1.0, 1.0, 2)
+    assert shortcomings(swapped) == []
+    fewer = end_to_end([(a, findings(lesion(1, 10, 0.81)))]) | same
+    assert shortcomings(fewer) == ["another number of masses in 1 of 1 images"]
+    moved = end_to_end([(a, findings(lesion(1, 13, 0.77), lesion(2, 200, 0.80)))]) | same
+    iou = 37 / 43
+    assert moved["lesion_box_iou_least"] == pytest.approx(iou, abs=1e-6)
+    assert moved["lesion_mask_dice_mean"] == pytest.approx((1 + 37 / 40) / 2, abs=1e-6)
+    assert [text.split(",")[0] for text in shortcomings(moved)] == [
+        f"least IoU of a mass's boxes {iou:.4g}",
+        "largest difference of a mass's scores 0.04",
+        "mean Dice of masses' outlines 0.9625",
+    ]
+    assert shortcomings(end_to_end([]) | same | {"images": 0, "detector_probability_difference": 0.2})
 
 
 def test_export_keeps_equal_parameters_apart(tmp_path: Path) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mammoseg import __version__
-from mammoseg.bundle import FORMAT, QUANTISE_FROM, State, WeightType, save_weights, write_sums
+from mammoseg.bundle import FORMAT, QUANTISE_FROM, State, WeightType, open_bundle, save_weights, write_sums
 from mammoseg.config import from_dict, to_dict
 from mammoseg.detection import described
-from mammoseg.errors import UsageError
+from mammoseg.errors import BundleError, UsageError
 from mammoseg.experiments.card import write_card
 from mammoseg.experiments.export import export_graph
-from mammoseg.experiments.parity import measure_parity
+from mammoseg.experiments.parity import measure_parity, shortcomings
 from mammoseg.experiments.start import open_model
-from mammoseg.pipeline import PipelineConfig
+from mammoseg.pipeline import PipelineConfig, settings_of
 from mammoseg.runtime.torch_runtime import build
 from mammoseg.segmentation.predictor import read_spec
 from mammoseg.training.checkpoint import Model
@@ -25,10 +26,11 @@ from mammoseg.training.checkpoint import Model
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """name: of the bundle. pipeline: its settings, what differs from the defaults (operating point, fusion, scales).
+    """name: of the bundle. pipeline: its settings, what differs from those it starts from (see `starting_settings`).
 
     detector_weights, segmenter_weights: how parameters are stored. metrics: results to keep in metrics.json, JSON-able.
-    images: mammograms to measure parity on; phantoms where there are none. quantise_from: see `save_weights`.
+    images: mammograms to measure parity on; phantoms where there are none. quantise_from: see `save_weights`. force: also
+    a bundle that falls short of the trained networks.
     """
 
     name: str = "mammoseg"
@@ -38,21 +40,66 @@ class BundleOptions:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     images: Sequence[Path] = ()
     quantise_from: int = QUANTISE_FROM
+    force: bool = False
 
 
 def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: BundleOptions | None = None) -> dict[str, Any]:
     """Writes a bundle to `out` from two trained networks, each a model directory or a bundle; returns its metrics.
 
-    Raises `UsageError` where `out` is not empty or a directory holds the wrong kind of model, `BundleError` where a network
-    cannot be exported.
+    The bundle is compared with the trained networks (`measure_parity`) before it takes its place; the figures stay in its
+    metrics. Raises `UsageError` where `out` is not empty or a directory holds the wrong kind of model, `BundleError` where a
+    network cannot be exported or the bundle falls short of the trained networks (unless `options.force`); nothing is left then.
     """
     chosen = options or BundleOptions()
-    settings = from_dict(PipelineConfig, chosen.pipeline, "pipeline")
+    before = to_dict(starting_settings(detector_dir, segmenter_dir))
+    settings = from_dict(PipelineConfig, _merged(before, chosen.pipeline), "pipeline")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; name another folder for the bundle")
     models = _as_written_now(open_model(detector_dir, "detector"), open_model(segmenter_dir, "segmenter"))
+    target = out.resolve()
+    building = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        metrics = _write(building, models, settings, chosen)
+        short = [] if chosen.force else shortcomings(metrics["parity"])
+        if short:
+            raise BundleError(
+                f"no bundle was made: on {metrics['parity']['images']} {metrics['parity']['on']} it does not give what the "
+                f"trained networks give ({'; '.join(short)}): store parameters finer with --detector-weights or "
+                "--segmenter-weights, or take it as it is with --force"
+            )
+        building.replace(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return metrics
+
+
+def starting_settings(detector_dir: Path, segmenter_dir: Path) -> PipelineConfig:
+    """The pipeline settings a bundle of these networks starts from: those of the bundle a network is taken from.
+
+    Of two bundles, the detector's gives all but `reconstruction`, which the segmenter's gives; of one bundle, it gives all; of
+    model directories, which have none, the defaults. Raises `BundleError` where a directory is neither.
+    """
+    detector, segmenter = (
+        None if (path / "model.json").is_file() else settings_of(open_bundle(path)) for path in (detector_dir, segmenter_dir)
+    )
+    if detector is not None and segmenter is not None:
+        return replace(detector, reconstruction=segmenter.reconstruction)
+    return detector or segmenter or PipelineConfig()
+
+
+def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(before)
+    for key, value in changes.items():
+        old = out.get(key)
+        out[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def _write(out: Path, models: Mapping[str, Model], settings: PipelineConfig, chosen: BundleOptions) -> dict[str, Any]:
+    """All files of the bundle, into the empty folder `out`; its metrics."""
     stored: dict[str, WeightType] = {"detector": chosen.detector_weights, "segmenter": chosen.segmenter_weights}
-    out.mkdir(parents=True, exist_ok=True)
     for kind, model in models.items():
         state: State = {k: v.numpy() for k, v in model.state.items()}
         network = build(kind, model.config, state)
