@@ -22,7 +22,7 @@ from mammoseg.datasets import read_dataset
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
 from mammoseg.datasets.splits import load_fold
-from mammoseg.errors import ConfigError, TrainingError
+from mammoseg.errors import ConfigError, TrainingError, UsageError
 from mammoseg.geometry import box_iou
 from mammoseg.io.load import load_mammogram
 
@@ -121,7 +121,7 @@ def test_killed_and_resumed_run_gives_the_same_weights(data: Path, trained: Path
         patch.setattr(DetectionTask, "loss", loss)
         with pytest.raises(KeyboardInterrupt):
             train_detector(config, f"phantom:{data}", tmp_path / "b")
-    with pytest.raises(TrainingError, match="--resume"):
+    with pytest.raises(UsageError, match="--resume"):
         train_detector(config, f"phantom:{data}", tmp_path / "b")
     again = load_model(train_detector(config, f"phantom:{data}", tmp_path / "b", resume=True)).state
     assert all(torch.equal(v, again[k]) for k, v in load_model(trained).state.items())
@@ -140,14 +140,14 @@ def test_resume_refuses_another_run_and_leaves_its_fold_alone(data: Path, traine
         r"settings\.training\.devices 1 there, 2 here": replace(config, training=replace(config.training, devices=2)),
     }
     for message, other in wrong.items():
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises(UsageError, match=message):
             train_detector(other, f"phantom:{data}", run, resume=True)
-    with pytest.raises(TrainingError, match=r"start\.init nothing there"):
+    with pytest.raises(UsageError, match=r"start\.init nothing there"):
         train_detector(config, f"phantom:{data}", run, init=trained, resume=True)
     changed = shutil.copytree(data, tmp_path / data.name)
     image = next(changed / "images" / Path(i.path).name for i in read_dataset(f"phantom:{data}"))
     image.write_bytes(image.read_bytes() + b"\0")
-    with pytest.raises(TrainingError, match=r"is another one: data\.images_and_masses [^;]* here; give the same"):
+    with pytest.raises(UsageError, match=r"is another one: data\.images_and_masses [^;]* here; give the same"):
         train_detector(config, f"phantom:{changed}", run, resume=True)
     assert (run / "fold.json").read_bytes() == before
     assert read_curve(run / "curve.csv") == read_curve(trained.parent / "curve.csv")

@@ -15,7 +15,7 @@ import pytest
 from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold
-from mammoseg.errors import ConfigError, TrainingError
+from mammoseg.errors import ConfigError, TrainingError, UsageError
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig
 from mammoseg.types import Fold
 
@@ -26,13 +26,13 @@ from mammoseg.experiments.crossval_segmenter import CrossvalConfig, crossval_seg
 from mammoseg.experiments.train_segmenter import (  # noqa: E402
     SegmenterTask,
     SegmenterTrainConfig,
-    load_regions,
     read_settings,
     train_segmenter,
 )
 from mammoseg.segmentation import build_segmenter  # noqa: E402
 from mammoseg.segmentation.losses import SegmentationLossConfig  # noqa: E402
 from mammoseg.segmentation.predictor import SegmenterSpec  # noqa: E402
+from mammoseg.segmentation.regions import load_regions  # noqa: E402
 from mammoseg.segmentation.unetpp import UNetPlusPlusConfig  # noqa: E402
 from mammoseg.segmentation.vgg import load_vgg  # noqa: E402
 from mammoseg.training.batches import share_of  # noqa: E402
@@ -122,7 +122,7 @@ def test_killed_and_resumed_gives_the_same_weights(data: Path, trained: tuple[Pa
         patch.setattr(SegmenterTask, "loss", loss)
         with pytest.raises(Killed):
             train_segmenter(config, str(data), tmp_path / "b", trained[1])
-    with pytest.raises(TrainingError, match="resume"):
+    with pytest.raises(UsageError, match="resume"):
         train_segmenter(config, str(data), tmp_path / "b", trained[1])
     again = load_model(train_segmenter(config, str(data), tmp_path / "b", trained[1], resume=True)).state
     for key, value in whole.items():
@@ -135,16 +135,16 @@ def test_resume_refuses_another_run_and_leaves_its_fold_alone(data: Path, traine
     before = (run / "fold.json").read_bytes()
     assert before == trained[1].read_bytes()  # a copy of the fold given
     wide = replace(SMALL, network=UNetPlusPlusConfig(widths=(8, 8, 8, 8, 8)), crop=CropConfig(size=48))
-    with pytest.raises(TrainingError, match=r"settings\.crop\.size 32 there, 48 here; .*settings\.network\.widths"):
+    with pytest.raises(UsageError, match=r"settings\.crop\.size 32 there, 48 here; .*settings\.network\.widths"):
         train_segmenter(wide, str(data), run, trained[1], resume=True)
-    with pytest.raises(TrainingError, match=r"data\.fold .* there, .* here"):
+    with pytest.raises(UsageError, match=r"data\.fold .* there, .* here"):
         train_segmenter(SMALL, str(data), run, None, resume=True)
-    with pytest.raises(TrainingError, match=r"start\.init nothing there, .* here"):
+    with pytest.raises(UsageError, match=r"start\.init nothing there, .* here"):
         train_segmenter(SMALL, str(data), run, trained[1], init=trained[0], resume=True)
     changed = shutil.copytree(data, tmp_path / data.name)
     mask = cv2.imread(str(changed / "masks" / "1.png"), 0)
     cv2.imwrite(str(changed / "masks" / "1.png"), cv2.dilate(mask, np.ones((3, 3))))
-    with pytest.raises(TrainingError, match=r"is another one: data\.images_and_masses [^;]* here; give the same"):
+    with pytest.raises(UsageError, match=r"is another one: data\.images_and_masses [^;]* here; give the same"):
         train_segmenter(SMALL, str(changed), run, trained[1], resume=True)
     assert (run / "fold.json").read_bytes() == before
     same = replace(SMALL, training=replace(SMALL.training, checkpoint_every=1, workers=2))
@@ -238,9 +238,9 @@ def test_two_devices_see_together_what_one_sees(data: Path) -> None:
 
 def test_windows_in_memory_show_what_the_whole_image_shows(data: Path) -> None:
     """A crop cut from a region's window equals the crop cut from the image, at the border too."""
-    from mammoseg.experiments.train_segmenter import true_crop
     from mammoseg.io.load import load_mammogram
     from mammoseg.preprocessing.crops import cut_crop, jitter_box, network_input
+    from mammoseg.segmentation.regions import true_crop
 
     items = read_dataset(data)
     jitter = JitterConfig(0.3, 0.3)
@@ -308,7 +308,7 @@ learning_rate = 5e-3
     again = load_model(train_segmenter(chain, spec, tmp_path / "chain", resume=True))
     assert all(torch.equal(v, again.state[k]) for k, v in made.state.items())
     other = load_toml(SegmenterTrainConfig, tmp_path / "chain.toml", under=to_dict(replace(SMALL, symmetries=False)))
-    with pytest.raises(TrainingError, match=r"first: --resume goes on .* settings\.symmetries true there, false here"):
+    with pytest.raises(UsageError, match=r"first: --resume goes on .* settings\.symmetries true there, false here"):
         train_segmenter(other, spec, tmp_path / "chain", resume=True)
     with pytest.raises(ConfigError, match="only cdd_cesm tells"):
         train_segmenter(chain, f"image_mask:{data}", tmp_path / "other")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mammoseg.errors import ConfigError, TrainingError
+from mammoseg.errors import ConfigError, TrainingError, UsageError
 from mammoseg.training.checkpoint import latest_checkpoint
 from mammoseg.training.curve import read_curve
 from mammoseg.training.loop import LoopConfig, fit, learning_rate
@@ -122,7 +122,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_values_and_keeps_the_checkp
 
 def test_run_is_not_written_over(tmp_path: Path) -> None:
     fit(TinyTask(), CONFIG, tmp_path, resume=False)
-    with pytest.raises(TrainingError, match="--resume"):
+    with pytest.raises(UsageError, match="--resume"):
         fit(TinyTask(), CONFIG, tmp_path, resume=False)
 
 
@@ -131,7 +131,7 @@ def test_only_the_same_run_goes_on_and_the_error_names_what_differs(tmp_path: Pa
     fit(TinyTask(), CONFIG, tmp_path, resume=False, identity=identity)
     fit(TinyTask(), CONFIG, tmp_path, resume=True, identity=identity)
     other = {"settings": {"rate": 0.2, "sizes": [1, 2]}, "data": {"fold": None}, "start": {}}
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(UsageError) as caught:
         fit(TinyTask(), CONFIG, tmp_path, resume=True, identity=other)
     text = 'data.fold "abc" there, nothing here; settings.rate 0.1 there, 0.2 here; start nothing there, {} here; give the same'
     assert text in str(caught.value)

@@ -19,11 +19,12 @@ from mammoseg.detection.cache import cached_images
 from mammoseg.detection.losses import LossConfig
 from mammoseg.detection.predictor import DetectorSpec
 from mammoseg.detection.training import DetectionTask, SamplingConfig
-from mammoseg.experiments.train_segmenter import SegmenterTask, SegmenterTrainConfig, load_regions
+from mammoseg.experiments.train_segmenter import SegmenterTask, SegmenterTrainConfig
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.crops import CropConfig
 from mammoseg.preprocessing.resize import FrameConfig
 from mammoseg.segmentation.losses import SegmentationLossConfig
+from mammoseg.segmentation.regions import load_regions
 from mammoseg.training.batches import share_of
 from mammoseg.training.curve import read_curve
 from mammoseg.training.loop import LoopConfig, fit

@@ -19,21 +19,12 @@ from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
 from mammoseg.experiments.single_region import never_tested
 from mammoseg.experiments.start import open_model, refuse_contradictions, tell_changes
-from mammoseg.io.load import load_mammogram
-from mammoseg.preprocessing.crops import (
-    CropConfig,
-    JitterConfig,
-    cut_crop,
-    jitter_box,
-    jitter_reach,
-    network_input,
-    truth_crop,
-    turn,
-)
+from mammoseg.preprocessing.crops import CropConfig, JitterConfig, jitter_box, turn
 from mammoseg.reconstruction import ReconstructionConfig
 from mammoseg.segmentation import build_segmenter
 from mammoseg.segmentation.losses import SegmentationLossConfig, deep_supervision_loss
 from mammoseg.segmentation.predictor import SegmenterSpec, merge_outputs, normalise, read_spec
+from mammoseg.segmentation.regions import Region, load_regions, true_crop
 from mammoseg.segmentation.unetpp import UNetPlusPlusConfig
 from mammoseg.segmentation.vgg import load_vgg
 from mammoseg.training.checkpoint import Model, save_model
@@ -41,7 +32,7 @@ from mammoseg.training.devices import wait_for_all
 from mammoseg.training.identity import admit
 from mammoseg.training.loop import LoopConfig, fit
 from mammoseg.training.seeding import batch_indices, generator
-from mammoseg.types import BoolMask, Boxes, DatasetItem, FloatImage, Fold
+from mammoseg.types import BoolMask, DatasetItem, FloatImage, Fold
 
 log = logging.getLogger("mammoseg.experiments")
 _IN_OUT = ("model", "checkpoints", "tensorboard")
@@ -100,51 +91,6 @@ class SegmenterTrainConfig:
         return from_dict(SegmenterTrainConfig, stage.settings, f"before {stage.name}", replace(self, before=()))
 
 
-@dataclass(frozen=True, eq=False)
-class Region:
-    """One mass to learn from: what any jittered crop of it can show, in memory.
-
-    pixels: f32[h, w], a window of the native image that ends where the image ends or beyond every crop. box, origin_px: of
-    the mass in the window's frame. mask: bool[h, w] at `origin_px`.
-    """
-
-    image_id: str
-    patient_id: str
-    pixels: FloatImage
-    box: Boxes
-    mask: BoolMask
-    origin_px: tuple[int, int]
-
-
-def load_regions(items: Sequence[DatasetItem], crop: CropConfig, jitter: JitterConfig) -> list[Region]:
-    """Reads every mass that has a mask. Where an item has a `content_box`, the rest of its image counts as outside."""
-    regions = []
-    for item in items:
-        masses = [m for m in item.annotation.masses if m.mask is not None]
-        pixels = load_mammogram(Path(item.path)).pixels if masses else np.zeros((1, 1), dtype=np.float32)
-        height, width = pixels.shape
-        left, top, right, bottom = item.attributes.get("content_box", (0, 0, width, height))
-        for mass in masses:
-            reach = jitter_reach(mass.box, crop, jitter)
-            # More than any crop shows by what resampling looks at, so that the window's end is seen only at the image's end.
-            more = 4 + 2 * int(max(reach[2:] - reach[:2]) / crop.size + 1)
-            x1, y1 = max(int(left), int(reach[0]) - more), max(int(top), int(reach[1]) - more)
-            x2, y2 = min(int(right), int(reach[2]) + more), min(int(bottom), int(reach[3]) + more)
-            if x2 <= x1 or y2 <= y1 or mass.mask is None:
-                continue
-            regions.append(
-                Region(
-                    image_id=item.image_id,
-                    patient_id=item.patient_id,
-                    pixels=pixels[y1:y2, x1:x2].copy(),
-                    box=np.asarray(mass.box) - (x1, y1, x1, y1),
-                    mask=mass.mask,
-                    origin_px=(mass.origin_px[0] - y1, mass.origin_px[1] - x1),
-                )
-            )
-    return regions
-
-
 class SegmenterTask:
     """What the training loop asks of segmentation: batches of jittered crops, the loss, Dice on true crops."""
 
@@ -192,12 +138,6 @@ class SegmenterTask:
             found = merge_outputs(logits, self.config.spec.output)[0] >= ReconstructionConfig().threshold
             scores.append(2 * float((found & truth).sum()) / max(1, int(found.sum()) + int(truth.sum())))
         return {"dice": float(np.mean(scores))}
-
-
-def true_crop(region: Region, box: Boxes, crop: CropConfig) -> tuple[FloatImage, BoolMask]:
-    """Network input f32[s, s] and truth bool[s, s] of `box` in the region's frame."""
-    cut = cut_crop(region.pixels, box, crop)
-    return network_input(cut, crop), truth_crop(region.mask, region.origin_px, cut.to_crop)
 
 
 def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None = None) -> SegmenterTrainConfig:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mammoseg.errors import TrainingError
+from mammoseg.errors import UsageError
 from mammoseg.training.checkpoint import latest_state
 
 log = logging.getLogger("mammoseg.training")
@@ -16,7 +16,7 @@ _SHOWN = 4
 
 
 def admit(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
-    """Raises TrainingError where `out` holds checkpoints that a run with this `identity` must not touch.
+    """Raises UsageError where `out` holds checkpoints that a run with this `identity` must not touch.
 
     identity: nested and JSON-able; everything that decides what is learnt. Without `resume` an `out` that holds checkpoints is
     refused; with it, one whose newest checkpoint was made by a run of another identity, and the message names what differs.
@@ -25,7 +25,7 @@ def admit(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
     if state is None:
         return
     if not resume:
-        raise TrainingError(
+        raise UsageError(
             f"{out} holds a training run already (at step {state['step']}); go on with --resume or choose another --out"
         )
     if "identity" not in state["extra"]:
@@ -35,7 +35,7 @@ def admit(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
     if differ:
         listed = "; ".join(f"{key} {there} there, {here} here" for key, there, here in differ[:_SHOWN])
         more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
-        raise TrainingError(
+        raise UsageError(
             f"{out}: --resume goes on with the run it holds (at step {state['step']}), and this is another one: "
             f"{listed}{more}; give the same settings, data and start again, or choose another --out"
         )

@@ -153,8 +153,8 @@ def fit(
 
     out: gets `curve.csv`, TensorBoard events in `tensorboard/` and `checkpoints/`. resume: go on from the newest checkpoint,
     which must be of the same `identity` (see `admit`); without it an `out` that holds checkpoints is refused. Killed at any
-    moment and resumed, a run gives the same curve. Raises TrainingError where the loss is not finite; the last checkpoint is
-    kept.
+    moment and resumed, a run gives the same curve. Raises UsageError as `admit`, TrainingError
+    where the loss is not finite; the last checkpoint is kept.
     """
     checkpoints = out / "checkpoints"
     identity = dict(identity or {})
@@ -193,7 +193,7 @@ def fit(
         done = step + 1
         if done % config.log_every == 0 or done == config.steps:
             count = (done - 1) % config.log_every + 1
-            means = {k: v / count for k, v in sums.items()} | {"learning_rate": rate}
+            means = {k: sums[k] / count for k in parts} | {"learning_rate": rate}
             sums = {}
             if curve and line:
                 curve.add(done, "train", means)
