@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from mammoseg.apps.console import print_table
 from mammoseg.apps.fold import fold_options
 from mammoseg.apps.out_folder import is_empty
 from mammoseg.errors import UsageError
+from mammoseg.evaluation.compare import Difference, compare
 from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_command
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_EXISTING = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.argument("findings", type=_FOLDER)
+@click.argument("findings", type=_EXISTING)
 @click.option("--truth", required=True, metavar="DATASET", help="KIND:PATH, or a path whose kind is recognised.")
 @fold_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for evaluation.json and evaluation.html.")
@@ -28,15 +31,23 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 )
 @click.option("--crops", type=_FOLDER, metavar="FINDINGS", help="Findings made with true boxes (--boxes): Dice on true crops.")
 @click.option("--resamples", type=click.IntRange(min=0), default=1000, show_default=True, help="Of the bootstrap by patient.")
+@click.option("--against", type=_EXISTING, metavar="FINDINGS", help="Other findings of the same images: paired differences.")
+@click.option(
+    "--score-min",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of COCO results and CSV: from which score on a detection counts as shown.",
+)
 @click.option("--allow-seen", is_flag=True, help="Also images that the weights were trained on.")
 @click.option("--allow-missing", is_flag=True, help="Leave out images of the truth that have no findings.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier evaluation in OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 def evaluate(findings: Path, truth: str, out: Path | None, **options: Any) -> None:
-    """Measure FINDINGS, the OUT folder of `mammoseg segment`, against the truth.
+    """Measure FINDINGS against the truth: the OUT folder of `mammoseg segment`, COCO results, or a CSV of detections.
 
-    Average precision, FROC, true positive rate at given false positives an image, and Dice, with intervals by bootstrap over
-    patients. No network is run: everything comes from the saved findings.
+    Average precision, FROC, true positive rate at given false positives an image, Dice and surface distances, with intervals
+    by bootstrap over patients, also by size, density and view. No network is run: everything comes from the saved findings.
     """
     if out is not None and not is_empty(out) and not options["overwrite"]:
         raise UsageError(f"{out} is not empty: add --overwrite, or name another folder")
@@ -46,14 +57,45 @@ def evaluate(findings: Path, truth: str, out: Path | None, **options: Any) -> No
         allow_seen=options["allow_seen"],
         allow_missing=options["allow_missing"],
         crops=None if options["crops"] is None else str(options["crops"]),
+        score_min=options["score_min"],
     )
     result = evaluate_command(findings, truth, out, chosen, options["fold"], options["side"])
+    gains = None
+    if options["against"] is not None:
+        plain = replace(chosen, crops=None)
+        gains = _compare(
+            result, evaluate_command(options["against"], truth, None, plain, options["fold"], options["side"]), chosen
+        )
     if options["as_json"]:
-        click.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        shown = result.to_dict() | ({} if gains is None else {"differences": [asdict(g) for g in gains]})
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         _print(result)
+        _print_gains(gains or [])
     if out is not None:
         click.echo(f"Open {out / 'evaluation.html'}", err=True)
+
+
+def _compare(result: Evaluation, other: Evaluation, options: EvaluationOptions) -> list[Difference]:
+    """What `result` gains over `other` on the images both hold."""
+    both = {o.pair.truth.image_id for o in result.outcomes} & {o.pair.truth.image_id for o in other.outcomes}
+    sides = [[o for o in e.outcomes if o.pair.truth.image_id in both] for e in (result, other)]
+    return compare(sides[0], sides[1], options.iou, options.resamples, options.seed)
+
+
+def _print_gains(gains: list[Difference]) -> None:
+    if not gains:
+        return
+    table = Table(title="Difference to the other findings, paired")
+    for column in ("figure", "these", "others", "difference", "interval", "p"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for g in gains:
+        low, high = g.interval.low, g.interval.high
+        between = "" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+        values = [f"{v:.3f}" if v is not None else "–" for v in (g.first, g.second)]
+        change = f"{g.interval.value:+.3f}" if g.interval.value is not None else "–"
+        table.add_row(g.label, *values, change, between, "" if g.p is None else f"{g.p:.3g}")
+    print_table(table)
 
 
 def _print(result: Evaluation) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mammoseg.config import to_dict
 from mammoseg.datasets import dataset_name, read_dataset
@@ -28,6 +29,8 @@ from mammoseg.evaluation.measures import (
     outline_measures,
     rank_candidates,
 )
+from mammoseg.evaluation.results_files import coco_ids, read_results
+from mammoseg.evaluation.strata import Stratum, stratify
 from mammoseg.types import DatasetItem, Findings
 
 SCHEMA_VERSION = 1
@@ -41,7 +44,8 @@ class EvaluationOptions:
     fpi: false positives per image to read FROC at. resamples, seed, level: of the bootstrap by patient; 0 resamples: none.
     allow_seen: also images the bundle was trained on. allow_missing: leave out truth images without findings.
     crops: a second folder of findings, made with the true boxes (`mammoseg segment --boxes`), for Dice on true crops.
-    worst: how many cases of each kind the HTML report shows; 0 for none.
+    worst: how many cases of each kind the HTML report shows; 0 for none. score_min: of detections in a file of others (COCO
+    results, CSV), from which score on one counts as a lesion shown.
     """
 
     iou: float = 0.5
@@ -53,6 +57,7 @@ class EvaluationOptions:
     allow_missing: bool = False
     crops: str | None = None
     worst: int = 6
+    score_min: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class Evaluation:
     outcomes: tuple[Outcome, ...]
     options: EvaluationOptions
     bundles: tuple[str, ...] = ()
+    strata: tuple[Stratum, ...] = ()
     part: Part | None = None
 
     def __getitem__(self, key: str) -> Interval:
@@ -141,6 +147,7 @@ class Evaluation:
                 f.key: {"label": f.label, **dataclasses.asdict(f.interval), "n": f.n, "unit": f.unit} for f in self.figures
             },
             "curves": curves,
+            "strata": [dataclasses.asdict(s) for s in self.strata],
             "images": [_row(o) for o in self.outcomes],
         }
 
@@ -187,6 +194,7 @@ def evaluate_pairs(pairs: Pairs, options: EvaluationOptions, crops: Pairs | None
         outcomes=outcomes,
         options=options,
         bundles=_bundles([p.findings for p in pairs.pairs]),
+        strata=tuple(stratify(outcomes, _weights(pairs, options), options.level)),
     )
 
 
@@ -200,13 +208,17 @@ def evaluate_command(
 ) -> Evaluation:
     """What `mammoseg evaluate FINDINGS --truth DATASET [--out OUT]` does: evaluates and writes evaluation.json and .html.
 
-    truth: a dataset spec such as "coco:annotations.json". out: a folder, made if need be; None writes nothing. fold: file
-    of a fold of the dataset, of which `side` alone is evaluated on; None takes all images.
+    findings: the OUT folder of `mammoseg segment`, or a file of others' detections (see `results_files`). truth: a dataset spec
+    such as "coco:annotations.json". out: a folder, made if need be; None writes nothing. fold: file of a fold of the dataset,
+    of which `side` alone is evaluated on; None takes all images.
     """
     from mammoseg.evaluation.report import write_report  # matplotlib is slow to import
 
     items, split = (read_dataset(truth), None) if fold is None else read_side(truth, fold, side)
-    evaluation = evaluate(findings, items, options, [dataset_name(truth)])
+    if findings.is_file():
+        evaluation = evaluate_pairs(read_results(findings, items, options.score_min, coco_ids(truth)), options)
+    else:
+        evaluation = evaluate(findings, items, options, [dataset_name(truth)])
     if split is not None:
         evaluation = dataclasses.replace(evaluation, part=Part(split.name, split.content_hash, side))
     if out is not None:
@@ -215,9 +227,12 @@ def evaluate_command(
 
 
 def _with_intervals(measures: list[Measure], pairs: Pairs, options: EvaluationOptions) -> list[Figure]:
-    weights = resamples([p.truth.patient_id for p in pairs.pairs], options.resamples, options.seed)
-    found = intervals(lambda w: [m.value(w) for m in measures], weights, options.level)
+    found = intervals(lambda w: [m.value(w) for m in measures], _weights(pairs, options), options.level)
     return [Figure(m.key, m.label, i, m.n, m.unit) for m, i in zip(measures, found, strict=True)]
+
+
+def _weights(pairs: Pairs, options: EvaluationOptions) -> NDArray[np.float64]:
+    return resamples([p.truth.patient_id for p in pairs.pairs], options.resamples, options.seed)
 
 
 def _count(pairs: Pairs) -> Count:

@@ -14,6 +14,7 @@ from mammoseg.evaluation.evaluate import Evaluation, Figure
 from mammoseg.evaluation.matching import Criterion
 from mammoseg.evaluation.measures import Outcome
 from mammoseg.evaluation.plots import Point, case_picture, focus_of, froc_svg, pr_svg
+from mammoseg.evaluation.strata import Stratum
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.load import load_mammogram
 
@@ -40,6 +41,7 @@ def html(evaluation: Evaluation) -> str:
     criterion = Criterion("iou", evaluation.options.iou)
     key = criterion.name.lower().replace(" ", "_")
     parts = [_header(evaluation), _tiles(evaluation, key), _curves(evaluation, key, criterion), _tables(evaluation, key)]
+    parts.append(strata_table(evaluation.strata))
     if evaluation.options.worst:
         parts += [_section(title, note, cases) for title, note, cases in worst_cases(evaluation)]
     parts.append(_images(evaluation))
@@ -171,6 +173,20 @@ def _matrix(figures: Sequence[Figure], level: str) -> str:
     )
     title = f"<h2>Detection by other criteria <small>with {level}</small></h2>"
     return f'<section class="tables"><div class="card wide">{title}<table>{head}{body}</table></div></section>' if rows else ""
+
+
+def strata_table(strata: Sequence[Stratum]) -> str:
+    """Sensitivity and Dice of groups of masses as a table; "" for none."""
+    rows, last = "", ""
+    for s in strata:
+        rows += f"<tr><td>{escape(s.by) if s.by != last else ''}</td><td>{escape(s.group)}</td><td class=num>{s.n_masses}</td>"
+        for interval in (s.tpr, s.dice):
+            rows += f'<td class=num>{_number(interval.value)}<div class="ci">{_range(interval)}</div></td>'
+        rows, last = rows + "</tr>", s.by
+    head = "<tr><th></th><th></th><th class=num>masses</th><th class=num>TPR of the lesions shown</th>"
+    head += "<th class=num>Dice, missed ones 0</th></tr>"
+    title = "<h2>By kind of mass and image</h2>"
+    return f'<section class="tables"><div class="card wide">{title}<table>{head}{rows}</table></div></section>' if rows else ""
 
 
 def _section(title: str, note: str, cases: Sequence[Case]) -> str:
