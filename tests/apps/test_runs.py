@@ -103,11 +103,11 @@ def test_an_image_whose_results_cannot_be_drawn_fails_alone(
 ) -> None:
     whole = worker.write_image
 
-    def broken(folder: Path, f: Any, mammogram: Any, formats: Any) -> None:
+    def broken(folder: Path, f: Any, mammogram: Any, formats: Any, path: Any = None) -> None:
         if mammogram is not None and folder.name == images[1].stem:
-            whole(folder, f, mammogram, formats)
+            whole(folder, f, mammogram, formats, path)
             raise ValueError("no such colour")
-        whole(folder, f, mammogram, formats)
+        whole(folder, f, mammogram, formats, path)
 
     monkeypatch.setattr(worker, "write_image", broken)
     result = segment(tmp_path / "in")

@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mammoseg.apps.contact_sheet import write_contact_sheet
 from mammoseg.apps.crew import Crew
+from mammoseg.apps.dicom_outputs import StudiesOutcome, write_studies
 from mammoseg.apps.out_folder import begin, held, is_below
 from mammoseg.apps.outputs import drop_pictures, is_done, read_results, write_run, write_tables
 from mammoseg.apps.worker import Job, Plan, open_pipeline, process, summarise
@@ -28,12 +29,14 @@ class Outcome:
     """What became of a run. summaries: for each job in order, its `status`, `reason` and number of `lesions`.
 
     resumed: how many images were kept from before. skipped: how many files were no images, and are not among the jobs.
+    reports: of the studies, where DICOM results were asked for.
     """
 
     jobs: tuple[Job, ...]
     summaries: tuple[dict[str, Any], ...]
     resumed: int
     skipped: int = 0
+    reports: StudiesOutcome = field(default_factory=StudiesOutcome)
 
     def count(self, status: str) -> int:
         """How many images ended with this status."""
@@ -75,8 +78,7 @@ def run_batch(
         done = [i for i in range(len(jobs)) if results[i]["status"] != "skipped"]
         n_skipped = skipped + len(jobs) - len(done)
         outcome = Outcome(tuple(jobs[i] for i in done), tuple(results[i] for i in done), len(kept), n_skipped)
-        _finish(outcome, plan, _record(outcome.jobs, plan, bundle, provenance))
-    return outcome
+        return _finish(outcome, plan, _record(outcome.jobs, plan, bundle, provenance))
 
 
 def _report(progress: Progress | None, job: Job, summary: dict[str, Any]) -> None:
@@ -127,16 +129,20 @@ def _already_done(job: Job, plan: Plan, provenance: dict[str, Any]) -> dict[str,
     if not (folder / "findings.json").is_file():
         return None
     digest = hash_if_readable(job.image.path)
-    return None if digest is None else is_done(folder, job.image.source, digest, provenance, plan.formats)
+    return None if digest is None else is_done(folder, job.image.path, job.image.source, digest, provenance, plan.formats)
 
 
-def _finish(outcome: Outcome, plan: Plan, record: dict[str, Any]) -> None:
+def _finish(outcome: Outcome, plan: Plan, record: dict[str, Any]) -> Outcome:
     folders = [job.image.folder for job in outcome.jobs]
     write_tables(plan.out, folders)
     write_contact_sheet(plan.out, folders, read_results(plan.out, folders))
     counts = {status: outcome.count(status) for status in ("processed", "rejected", "failed")}
     counts = {"images": len(folders), **counts, "lesions": outcome.lesions, "files_skipped": outcome.skipped}
+    reports = write_studies(plan.out, [(job.image.path, job.image.folder) for job in outcome.jobs], plan.formats)
+    if reports != StudiesOutcome():
+        counts |= {"studies": reports.studies, "studies_failed": reports.failed, "images_without_dicom": reports.no_source}
     write_run(plan.out, {**record, "state": "complete", "counts": counts})
+    return dataclasses.replace(outcome, reports=reports)
 
 
 def _record(jobs: Sequence[Job], plan: Plan, bundle: Bundle, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mammoseg.apps.console import EXIT_PARTLY, print_table
 from mammoseg.apps.data_commands import clear_phantoms
 from mammoseg.apps.inputs import collect
 from mammoseg.apps.out_folder import is_empty
-from mammoseg.apps.outputs import FORMATS, read_results
+from mammoseg.apps.outputs import DEFAULT_FORMATS, read_results
 from mammoseg.apps.segment import run_with_progress
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
@@ -49,7 +49,7 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
     write_exams(exam, 1, seed, "dicom")
     found = collect([exam / "images"])
     jobs = [Job(image) for image in found.images]
-    plan = Plan(bundle.directory, settings_of(bundle), results, FORMATS, {})
+    plan = Plan(bundle.directory, settings_of(bundle), results, DEFAULT_FORMATS, {})
     outcome = run_with_progress(jobs, plan, 1, go_on="the same command with --overwrite starts again")
     table = Table(title=f"Masses found by {bundle.name}")
     for column in ("image", "view", "mass", "score", "size (mm)", "where (x, y)"):

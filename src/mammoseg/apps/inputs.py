@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import pydicom
 
+from mammoseg.apps.dicom_outputs import STUDIES
 from mammoseg.apps.outputs import LOCK, RUN, TABLES
 from mammoseg.datasets import parse_spec
 from mammoseg.datasets.splits import Side, read_side
@@ -20,7 +21,7 @@ from mammoseg.errors import NotAnImageError, UsageError
 from mammoseg.io.dicom_attributes import check_kind
 from mammoseg.io.load import DICOM_SUFFIXES, RASTER_SUFFIXES, is_candidate_file, sniff
 
-RESERVED = {RUN, LOCK, *TABLES}
+RESERVED = {RUN, LOCK, STUDIES, *TABLES}
 _NAME_MAX = 200  # bytes of a folder's name; file systems take 255
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mammoseg.apps.dicom_outputs import clear_studies
 from mammoseg.apps.outputs import FINDINGS, LOCK, PICTURE_FILES, RUN, TABLES, write_run
 from mammoseg.errors import UsageError
 
@@ -82,6 +83,7 @@ def begin(out: Path, record: dict[str, Any], keep: bool) -> None:
         clear_image(out, folder)
     for name in TABLES:
         (out / name).unlink(missing_ok=True)
+    clear_studies(out)
     write_run(out, {**record, "state": "running"})
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from mammoseg.apps.dicom_outputs import DICOM_FILES, has_image_results, write_image_results
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.findings_json import write_findings
 from mammoseg.io.pictures import write_mask_png, write_overlay_png
@@ -43,12 +44,19 @@ def _write_overlay(folder: Path, findings: Findings, mammogram: Mammogram) -> No
 
 # Pictures that go beside findings.json, by format name; "json" itself is always written, last.
 PICTURES: dict[str, Callable[[Path, Findings, Mammogram], None]] = {"mask": _write_mask, "overlay": _write_overlay}
-PICTURE_FILES = {"mask": "mask.png", "overlay": "overlay.png"}
-FORMATS = ("json", *PICTURES)
+# All that may lie beside findings.json.
+PICTURE_FILES = {"mask": "mask.png", "overlay": "overlay.png", **DICOM_FILES}
+DEFAULT_FORMATS = ("json", *PICTURES)
+FORMATS = (*DEFAULT_FORMATS, "seg", "cadsr", "sr", "pr", "sc")
 
 
-def write_image(folder: Path, findings: Findings, mammogram: Mammogram | None, formats: Iterable[str]) -> None:
-    """Writes one image's results. findings.json comes last: where it is, the rest is complete."""
+def write_image(
+    folder: Path, findings: Findings, mammogram: Mammogram | None, formats: Sequence[str], path: Path | None = None
+) -> None:
+    """Writes one image's results. findings.json comes last: where it is, the rest is complete.
+
+    path: the image's file, from which DICOM results take patient and study; without it there are none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FINDINGS).unlink(missing_ok=True)
     for unfinished in folder.glob(".*.tmp"):  # of a run that was killed
@@ -58,6 +66,8 @@ def write_image(folder: Path, findings: Findings, mammogram: Mammogram | None, f
     for name in wanted:
         assert mammogram is not None
         PICTURES[name](folder, findings, mammogram)
+    if mammogram is not None and path is not None:
+        write_image_results(folder, path, findings, mammogram, formats)
     write_findings(folder / FINDINGS, findings)
 
 
@@ -69,11 +79,11 @@ def drop_pictures(folder: Path, wanted: Iterable[str]) -> None:
 
 
 def is_done(
-    folder: Path, source: str, file_sha256: str, provenance: dict[str, Any], formats: Iterable[str]
+    folder: Path, path: Path, source: str, file_sha256: str, provenance: dict[str, Any], formats: Sequence[str]
 ) -> dict[str, Any] | None:
     """The findings (as in JSON) that `folder` holds for this very input, name, bundle, version and settings; else None.
 
-    What failed is always tried again.
+    path: the image's file. What failed is always tried again.
     """
     try:
         found = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
@@ -84,7 +94,9 @@ def is_done(
         return None
     if found["status"] == "failed":
         return None
-    if found["status"] == "processed" and not all((folder / PICTURE_FILES[f]).is_file() for f in formats if f in PICTURE_FILES):
+    if found["status"] == "processed" and not all((folder / PICTURE_FILES[f]).is_file() for f in formats if f in PICTURES):
+        return None
+    if not has_image_results(folder, path, found, formats):
         return None
     result: dict[str, Any] = found
     return result

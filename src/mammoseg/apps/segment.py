@@ -16,8 +16,8 @@ from mammoseg.apps.console import EXIT_INTERRUPTED, EXIT_PARTLY, ImageProgress, 
 from mammoseg.apps.fold import fold_options
 from mammoseg.apps.inputs import Inputs, collect, collect_side, nothing_found, printable
 from mammoseg.apps.out_folder import check_out, refuse_mixing
-from mammoseg.apps.outputs import FORMATS
-from mammoseg.apps.worker import Job, Plan
+from mammoseg.apps.outputs import DEFAULT_FORMATS, FORMATS
+from mammoseg.apps.worker import DEBUG_VARIABLE, Job, Plan
 from mammoseg.bundle import open_bundle
 from mammoseg.config import with_sets
 from mammoseg.errors import UsageError
@@ -51,7 +51,13 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
     "left out.",
 )
 @fold_options
-@click.option("--formats", default="json,mask,overlay", show_default=True, metavar="LIST", help="What to write for each image.")
+@click.option(
+    "--formats",
+    default=",".join(DEFAULT_FORMATS),
+    show_default=True,
+    metavar="LIST",
+    help=f"What to write, of {','.join(FORMATS)}; the last five are DICOM objects and need DICOM input.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -83,6 +89,7 @@ def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options
     outcome = run_with_progress(prepared.jobs, prepared.plan, options["workers"], options["resume"], prepared.skipped)
     if not outcome.jobs:
         raise nothing_found(inputs, outcome.skipped)
+    warn_of_missing_reports(outcome)
     click.echo(summary_line(outcome, out, prepared.remarks))
     return 0 if outcome.count("processed") == len(outcome.jobs) else EXIT_PARTLY
 
@@ -155,6 +162,15 @@ def run_with_progress(
             return run_batch(jobs, plan, workers, resume, report, skipped)
     except KeyboardInterrupt:
         fail(f"interrupted, {done} of {len(jobs)} images are done; {go_on}", EXIT_INTERRUPTED)
+
+
+def warn_of_missing_reports(outcome: Outcome) -> None:
+    """One line on stderr where DICOM results were asked for that could not be written."""
+    missing, failed = outcome.reports.no_source, outcome.reports.failed
+    parts = [f"{_plural(missing, 'image')} without DICOM results (no DICOM file, or one without UIDs)"] if missing else []
+    parts += [f"{_plural(failed, 'study', 'studies')} without reports (set {DEBUG_VARIABLE}=1 to see why)"] if failed else []
+    if parts:
+        click.echo(f"mammoseg: warning: {', '.join(parts)}", err=True)
 
 
 def summary_line(outcome: Outcome, out: Path, remarks: Sequence[str] = ()) -> str:

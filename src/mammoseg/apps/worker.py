@@ -59,7 +59,7 @@ def process(pipeline: Pipeline, job: Job, plan: Plan) -> Findings | None:
             if findings is None:
                 clear_image(plan.out, job.image.folder)
             else:
-                write_image(folder, findings, mammogram, plan.formats)
+                write_image(folder, findings, mammogram, plan.formats, job.image.path)
         except OSError:
             raise
         except Exception as error:  # one bad image never stops a batch

@@ -148,6 +148,11 @@ def view_position(ds: Dataset) -> str | None:
     return VIEW_CODES.get(text(item, "CodeValue")) if item is not None else None
 
 
+def made_by_us(ds: Dataset) -> bool:
+    """Whether a data set is a result of this program (a phantom, which has another model name, is none)."""
+    return text(ds, "Manufacturer") == text(ds, "ManufacturerModelName") == "MAMMOSEG"
+
+
 def check_kind(ds: Dataset) -> None:
     """Raises `NotAnImageError` for objects without an image, `NotAMammogramError` for other images.
 
@@ -155,6 +160,8 @@ def check_kind(ds: Dataset) -> None:
     for it (body part, view or SOP class).
     """
     modality, sop = text(ds, "Modality"), text(ds, "SOPClassUID")
+    if made_by_us(ds):
+        raise NotAnImageError("expected a mammogram, got a result of mammoseg itself; give the mammograms alone")
     if modality in _NO_IMAGE_MODALITIES or sop.startswith(_NO_IMAGE_CLASSES):
         kind = _shown_class(sop) if sop else _shown_modality(modality)
         raise NotAnImageError(f"expected an image, got a DICOM object without one ({kind}); give the mammograms themselves")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mammoseg.io.dicom_attributes import made_by_us
 from mammoseg.io.dicom_results.cad_sr import cad_sr
-from mammoseg.io.dicom_results.maker import made_by_us
 from mammoseg.io.dicom_results.measurement_report import measurement_report
 from mammoseg.io.dicom_results.objects import KINDS, to_bytes
 from mammoseg.io.dicom_results.presentation_state import presentation_state

@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydicom.dataset import Dataset
-
-from mammoseg.io import dicom_attributes as attributes
 from mammoseg.types import Findings
 
 NAME = "mammoseg"
@@ -88,11 +85,4 @@ def maker_of(findings: Findings) -> Maker:
         str(bundle.get("name", "unknown")),
         str(bundle.get("sha256", "")),
         findings.provenance.get("settings", {}),
-    )
-
-
-def made_by_us(header: Dataset) -> bool:
-    """Whether a data set is a result of this program (a phantom, which has another model name, is none)."""
-    return (
-        attributes.text(header, "Manufacturer") == "MAMMOSEG" and attributes.text(header, "ManufacturerModelName") == "MAMMOSEG"
     )

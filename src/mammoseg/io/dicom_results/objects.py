@@ -16,7 +16,6 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
-from mammoseg import __version__
 from mammoseg.io.dicom_results.maker import IMPLEMENTATION_CLASS_UID, NAME, Maker, derived_uid, plain
 from mammoseg.io.dicom_results.source import SourceImage
 
@@ -79,7 +78,7 @@ def to_bytes(ds: Dataset, kind: Kind) -> bytes:
     meta.MediaStorageSOPClassUID = kind.sop_class_uid
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    meta.ImplementationVersionName = f"MAMMOSEG_{__version__}"[:16]
+    meta.ImplementationVersionName = f"MAMMOSEG_{ds.SoftwareVersions[0]}"[:16]
     ds.file_meta, ds.preamble = meta, b"\0" * 128
     ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = derived_uid("instance")
     content = hashlib.sha256(_encoded(ds)).hexdigest()
