@@ -227,6 +227,55 @@ def test_parity_compares_each_mass_with_the_one_it_fits_best() -> None:
     assert shortcomings(end_to_end([]) | same | {"images": 0, "detector_probability_difference": 0.2})
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_of_a_segmenter_used_by_a_pruned_output_only_what_that_needs_is_shipped(
+    tiny_bundle: Path, model_directories: tuple[Path, Path], small_exams: Path, tmp_path: Path, depth: int
+) -> None:
+    import onnx
+
+    from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
+    from mammoseg.runtime import load_network
+    from mammoseg.runtime.torch_runtime import build
+    from mammoseg.training.checkpoint import load_model, save_model
+
+    whole = load_model(model_directories[1])
+    spec = whole.spec | {"output": f"L{depth}"}
+    segmenter = save_model(tmp_path / "segmenter", "segmenter", whole.state, whole.config, spec, whole.record)
+    options = BundleOptions(segmenter_weights="float32", images=sorted(small_exams.iterdir())[:1])
+    make_bundle(model_directories[0], segmenter, tmp_path / "pruned", options)
+    out = {"whole": open_bundle(tiny_bundle), "pruned": open_bundle(tmp_path / "pruned")}
+    graphs = {n: onnx.load_model(str(b.directory / "segmenter.onnx")).graph for n, b in out.items()}
+    states = {n: b.state("segmenter") for n, b in out.items()}
+    assert len(graphs["pruned"].output) == depth < len(graphs["whole"].output) == 4
+    assert len(graphs["pruned"].node) < len(graphs["whole"].node)
+    assert set(states["pruned"]) < set(states["whole"])
+    gone = set(states["whole"]) - set(states["pruned"])
+    assert {k for k in gone if k.startswith("nodes.")} == {
+        k for k in states["whole"] if k.startswith("nodes.") and sum(map(int, k.split(".")[1].split("_"))) > depth
+    }
+    assert out["pruned"].config["networks"]["segmenter"]["config"]["network"]["depth"] == depth
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = build("segmenter", whole.config, {k: v.numpy() for k, v in whole.state.items()})(x)[depth - 1].numpy()
+        read_back = build("segmenter", out["pruned"].config["networks"]["segmenter"]["config"], states["pruned"])(x)
+    assert np.array_equal(read_back[-1].numpy(), expected)
+    assert load_network(tmp_path / "pruned", "segmenter")(x.numpy())[depth - 1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_output_that_the_segmenter_does_not_have_is_named(model_directories: tuple[Path, Path], tmp_path: Path) -> None:
+    from mammoseg.experiments.make_bundle import make_bundle
+    from mammoseg.runtime.torch_runtime import build
+    from mammoseg.training.checkpoint import load_model, save_model
+
+    model = load_model(model_directories[1])
+    config = {"arch": "unetpp", "network": {"widths": [8, 8, 16, 16, 16], "depth": 2}}
+    shallow = build("segmenter", config).state_dict()
+    save_model(tmp_path / "s", "segmenter", shallow, config, model.spec | {"output": "L3"}, model.record)
+    with pytest.raises(BundleError, match="by its output L3, which it does not have"):
+        make_bundle(model_directories[0], tmp_path / "s", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
 def test_export_keeps_equal_parameters_apart(tmp_path: Path) -> None:
     """A fresh batch norm has equal tensors, which the exporter would join, and with them their names."""
     from mammoseg.experiments.export import export_graph

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from torch.nn import Module
 
 from mammoseg import __version__
 from mammoseg.bundle import FORMAT, QUANTISE_FROM, State, WeightType, open_bundle, save_weights, write_sums
@@ -133,8 +135,28 @@ def _as_written_now(detector: Model, segmenter: Model) -> dict[str, Model]:
     arch, settings = described(detector.config)
     return {
         "detector": replace(detector, config={"arch": arch, "network": settings}, record=_portable(detector.record)),
-        "segmenter": replace(segmenter, spec=to_dict(read_spec(segmenter.spec))),
+        "segmenter": _pruned(replace(segmenter, spec=to_dict(read_spec(segmenter.spec)))),
     }
+
+
+def _pruned(segmenter: Model) -> Model:
+    """The segmenter without the branches that the output it is used by, one of deep supervision's, does not depend on.
+
+    What is cut away is not in the bundle, so training that starts from it cannot bring it back.
+    """
+    output = str(segmenter.spec["output"])
+    if output == "mean":
+        return segmenter
+    network = build("segmenter", segmenter.config, {k: v.numpy() for k, v in segmenter.state.items()})
+    prune: Callable[[int], Module] | None = getattr(network, "pruned", None)
+    if prune is None:
+        return segmenter
+    try:
+        small = prune(int(output[1:]))
+    except ValueError as error:
+        raise BundleError(f"the segmenter is to be used by its output {output}, which it does not have ({error})") from error
+    config: dict[str, Any] = segmenter.config | {"network": to_dict(small.config)}
+    return replace(segmenter, state=small.state_dict(), config=config)
 
 
 def _portable(record: Mapping[str, Any]) -> dict[str, Any]:
