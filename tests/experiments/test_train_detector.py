@@ -34,6 +34,7 @@ from mammoseg.bundle import hash_file, hash_patient, open_bundle  # noqa: E402
 from mammoseg.detection import build_detector, cache, network_config  # noqa: E402
 from mammoseg.detection.cache import cached_images  # noqa: E402
 from mammoseg.detection.losses import LossConfig  # noqa: E402
+from mammoseg.experiments import train_detector as train_detector_module  # noqa: E402
 from mammoseg.experiments.train_detector import DetectorTrainConfig, read_settings, train_detector  # noqa: E402
 from mammoseg.preprocessing.resize import FrameConfig, measure  # noqa: E402
 from mammoseg.training.checkpoint import load_model, save_model  # noqa: E402
@@ -309,6 +310,22 @@ def test_the_version_of_code_changes_with_any_file_of_it(tmp_path: Path, monkeyp
     assert cache.code_version("reader_of_a_test", "mammoseg.geometry") != first
     (package / "part.py").write_text("x = 2\n")
     assert cache.code_version("reader_of_a_test") != first
+
+
+def test_the_documented_way_to_fine_tune_goes_with_the_installed_weights(tmp_path: Path) -> None:
+    from mammoseg.bundle import default_bundle
+    from mammoseg.experiments import train_segmenter
+    from mammoseg.experiments.start import open_model
+
+    bundle = default_bundle()
+    config = read_settings(CONFIGS / "detector_lite2.toml", ["training.steps=300"], bundle)
+    train_detector_module._check_start(config, open_model(bundle, "detector"))
+    assert config.training.steps == 300
+    segmenter = open_model(bundle, "segmenter")
+    for name, size in ((None, segmenter.spec["crop"]["size"]), ("segmenter.toml", 64), ("segmenter_finish.toml", 112)):
+        settings = train_segmenter.read_settings(CONFIGS / name if name else None, [], bundle)
+        train_segmenter._check_start(settings, segmenter)
+        assert settings.crop.size == size
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("detector_*.toml")), ids=lambda p: p.stem)
