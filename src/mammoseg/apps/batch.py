@@ -18,7 +18,7 @@ from mammoseg.apps.worker import Job, Plan, open_pipeline, process, summarise
 from mammoseg.bundle import Bundle, hash_if_readable, open_bundle
 from mammoseg.config import to_dict
 from mammoseg.errors import UsageError
-from mammoseg.pipeline import settings_of
+from mammoseg.pipeline import Pipeline, settings_of
 from mammoseg.provenance import describe_run
 
 Progress = Callable[[Job, dict[str, Any]], None]
@@ -49,13 +49,20 @@ class Outcome:
 
 
 def run_batch(
-    jobs: Sequence[Job], plan: Plan, workers: int = 1, resume: bool = False, progress: Progress | None = None, skipped: int = 0
+    jobs: Sequence[Job],
+    plan: Plan,
+    workers: int = 1,
+    resume: bool = False,
+    progress: Progress | None = None,
+    skipped: int = 0,
+    opener: Callable[[Plan], Pipeline] = open_pipeline,
 ) -> Outcome:
     """Works through all jobs and writes everything below `plan.out`.
 
     workers: processes, each with its share of the processors; 0 works in this process (a crash of a library then ends the
     run). resume: keep results already there that were made from the same input, bundle, version and settings; other results
     of an earlier run are removed. progress: called after each image. skipped: number of files passed over, for the record.
+    opener: gives the pipeline where `workers` is 0, so that a caller of many runs can keep it loaded.
     Raises `BundleError` before any image where the weights cannot be used, `UsageError` where another run is at work in
     `plan.out`, `MammosegError` where results cannot be written.
     """
@@ -71,7 +78,7 @@ def run_batch(
         for index in kept:
             _report(progress, jobs[index], kept[index])
         todo = {i: job for i, job in enumerate(jobs) if i not in kept}
-        with contextlib.closing(_worked_through(todo, plan, workers, provenance, bundle)) as summaries:
+        with contextlib.closing(_worked_through(todo, plan, workers, provenance, bundle, opener)) as summaries:
             for index, summary in summaries:
                 results[index] = summary
                 _report(progress, jobs[index], summary)
@@ -98,12 +105,17 @@ def _kept(jobs: Sequence[Job], plan: Plan, provenance: dict[str, Any]) -> dict[i
 
 
 def _worked_through(
-    jobs: dict[int, Job], plan: Plan, workers: int, provenance: dict[str, Any], bundle: Bundle
+    jobs: dict[int, Job],
+    plan: Plan,
+    workers: int,
+    provenance: dict[str, Any],
+    bundle: Bundle,
+    opener: Callable[[Plan], Pipeline],
 ) -> Generator[tuple[int, dict[str, Any]]]:
     workers = min(workers, len(jobs))
     plan = with_thread_share(plan, workers)
     if jobs and workers == 0:
-        pipeline = open_pipeline(plan)
+        pipeline = opener(plan)
         for index, job in jobs.items():
             yield index, summarise(process(pipeline, job, plan))
     elif jobs:
