@@ -238,7 +238,7 @@ free_mib = 0
 {limits}
 [analysis]
 formats = {formats}
-set = ["detection.scales=[[128,64]]", "runtime.threads=1"]
+set = ["detection.scales=[[128,64]]", "fusion.score_min=0.05", "runtime.threads=1"]
 {rest}
 """
 Starter = Callable[..., Process]

@@ -38,13 +38,15 @@ def nested(ds: Dataset, levels: int, undefined: bool) -> Dataset:
 @pytest.mark.parametrize("syntax", NATIVE, ids=lambda s: s.keyword)
 @pytest.mark.parametrize("undefined", [False, True])
 def test_it_finds_what_pydicom_finds(tools: Any, syntax: uid.UID, undefined: bool) -> None:
-    ds = nested(tools.mammogram(NumberOfFrames=1), 5, undefined)
+    ds = nested(tools.mammogram(NumberOfFrames=1, Manufacturer="maker"), 5, undefined)
     ds.file_meta.TransferSyntaxUID = syntax
     found = scan(memoryview(tools.encoded(ds)), syntax, LIMIT)
     assert found == Header(
         sop_class_uid=ds.SOPClassUID,
         sop_instance_uid=ds.SOPInstanceUID,
         study_uid=ds.StudyInstanceUID,
+        series_uid=ds.SeriesInstanceUID,
+        manufacturer="maker",
         samples=1,
         frames="1",
         rows=96,

@@ -160,7 +160,7 @@ def test_a_full_database_is_told_and_leaves_no_open_transaction(store: Store) ->
     store._db.execute(f"PRAGMA max_page_count = {pages}")
     huge = {f"{i:0200}": "u" * 3000 for i in range(300)}
     with pytest.raises(sqlite3.Error):
-        store.finish(Snapshot(STUDY, 1, 0, 0, ()), huge, ["pacs"])
+        store.finish(Snapshot(STUDY, 1, 0, 0, 0, ()), huge, ["pacs"])
     store._db.execute(f"PRAGMA max_page_count = {pages + 10_000}")
     assert store.waiting("pacs") == []
     assert store.finish(store.snapshot(STUDY), results(store, b"seg"), ["pacs"]) == 1

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ class Analyst:
     def analyse(self, seen: Snapshot, out: Path, stop: threading.Event) -> Analysed:
         """Analyses the images of a study into `out`; what is there already, from the same images and settings, is kept.
 
-        Raises `AnalysisError` where the process fails, dies or takes too long, and where `stop` is set meanwhile.
+        After a failed attempt a worker in a further process does it: an image that kills it, or never ends, is marked as failed
+        there, and the others go on. Raises `AnalysisError` where the process fails, dies or takes too long, and where `stop` is
+        set meanwhile.
         """
         request = {
             "weights": self._settings.weights,
@@ -60,10 +62,11 @@ class Analyst:
             "formats": list(self._settings.formats),
             "image_s": self._settings.image_s,
             "out": str(out),
+            "isolated": seen.attempts > 0,
             "images": [[str(path), key] for key, path in seen.objects],
         }
         try:
-            answer = self._ask(request, _SPARE_S + self._settings.image_s * len(seen.objects), stop)
+            answer = self._ask(request, _SPARE_S + self._settings.image_s * (2 * len(seen.objects) + 1), stop)
         except (OSError, ValueError) as error:
             self.kill()
             raise AnalysisError(f"the analysing process is gone ({type(error).__name__})") from None
@@ -158,6 +161,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _analyse(request: dict[str, Any]) -> dict[str, Any]:
+    """Runs the batch engine over a study: in this process, with the networks that are loaded already, or else isolated."""
     from mammoseg.apps.batch import run_batch
     from mammoseg.apps.inputs import InputImage
     from mammoseg.apps.worker import Job, Plan
@@ -169,18 +173,45 @@ def _analyse(request: dict[str, Any]) -> dict[str, Any]:
     out = Path(request["out"])
     plan = Plan(bundle.directory, with_sets(settings_of(bundle), request["set"]), out, tuple(request["formats"]), {})
     jobs = [Job(InputImage(Path(path), f"{key}.dcm", key)) for path, key in request["images"]]
-    with _watched(request["image_s"]) as alive:
-        outcome = run_batch(jobs, plan, workers=1, resume=True, progress=lambda job, summary: alive())
+    isolated = request["isolated"]
+    with _watched(request["image_s"], isolated) as alive:
+        outcome = run_batch(
+            jobs,
+            plan,
+            workers=1 if isolated else 0,
+            resume=True,
+            progress=lambda job, summary: alive(),
+            opener=lambda its_plan: _opened(its_plan, bundle.sha256),
+        )
+    if outcome.reports.failed:
+        return {"error": "the report of the study cannot be written"}
     counts = {status: outcome.count(status) for status in ("processed", "rejected", "failed")} | {"lesions": outcome.lesions}
     of_images = [file for job in jobs for file in sorted((out / job.image.folder).glob("*.dcm"))]
     of_study = sorted((out / "studies").glob("*/*.dcm"))
     return {"counts": counts, "files": [str(file) for file in (*of_images, *of_study)]}
 
 
+_loaded: dict[tuple[Any, ...], Any] = {}
+
+
+def _opened(plan: Any, sha256: str) -> Any:
+    """The pipeline of a plan; the last one stays loaded."""
+    from mammoseg.apps.worker import open_pipeline
+
+    key = (plan.bundle, sha256, repr(plan.config))
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = open_pipeline(plan)
+    return _loaded[key]
+
+
 @contextlib.contextmanager
-def _watched(image_s: float) -> Iterator[Any]:
-    """Kills the workers of a run when no image was finished for `image_s`; the run marks their image as failed and goes on."""
-    last = [time.monotonic()]
+def _watched(image_s: float, isolated: bool) -> Iterator[Callable[[], None]]:
+    """Acts when no image was finished for `image_s`, and allows as long again for what comes before the first one.
+
+    Isolated, the worker is killed: the run marks its image as failed and goes on. Else this process is: the node asks again.
+    """
+    last = [time.monotonic() + image_s]
     over = threading.Event()
 
     def alive() -> None:
@@ -188,12 +219,14 @@ def _watched(image_s: float) -> Iterator[Any]:
 
     def watch() -> None:
         while not over.wait(min(1.0, image_s / 4)):
-            if time.monotonic() - last[0] > image_s:
-                alive()
-                for child in multiprocessing.active_children():
-                    if child.pid is not None:
-                        with contextlib.suppress(OSError):
-                            os.kill(child.pid, signal.SIGKILL)
+            if time.monotonic() - last[0] <= image_s:
+                continue
+            if not isolated:
+                os.killpg(0, signal.SIGKILL)
+            last[0] = time.monotonic() + image_s
+            for child in multiprocessing.active_children():
+                with contextlib.suppress(OSError):
+                    os.kill(child.pid or 0, signal.SIGKILL)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -132,7 +132,7 @@ class Analysis:
 
     weights: str = ""
     set: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ("json",)
+    formats: tuple[str, ...] = ("json", "seg", "cadsr", "sr", "pr")
     image_s: float = 600.0
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from mammoseg.apps.node.scan import Header, ScanError, is_uid, scan
 from mammoseg.errors import DecodeError
 from mammoseg.io.checks import check_size
 from mammoseg.io.dicom_codec import stream_size
+from mammoseg.io.dicom_results.maker import NAME
 
 OK = 0x0000
 INVALID_INSTANCE = 0x0117
@@ -69,13 +70,20 @@ def examine(data: memoryview, syntax: uid.UID, class_uid: str, instance_uid: str
         raise Refused(NOT_OF_ITS_CLASS, "the SOP class is not that of the request")
     if header.sop_instance_uid != instance_uid:
         raise Refused(NOT_OF_ITS_CLASS, "the SOP instance is not that of the request")
-    if not header.study_uid:
-        raise Refused(NOT_OF_ITS_CLASS, "no Study Instance UID")
-    if not is_uid(header.study_uid):
-        raise Refused(INVALID_INSTANCE, "the Study Instance UID is no UID")
+    for name, found in (("Study", header.study_uid), ("Series", header.series_uid)):
+        if not found:
+            raise Refused(NOT_OF_ITS_CLASS, f"no {name} Instance UID")
+        if not is_uid(found):
+            raise Refused(INVALID_INSTANCE, f"the {name} Instance UID is no UID")
     if class_uid in IMAGE_CLASSES:
         _check_image(header, syntax)
     return header
+
+
+def names_us(header: Header, class_uid: str) -> bool:
+    """Whether an object says of itself that it is a result of this program (perhaps of another node)."""
+    may_be = class_uid in RESULT_CLASSES or class_uid == uid.SecondaryCaptureImageStorage
+    return may_be and header.manufacturer.strip().lower() == header.model.strip().lower() == NAME
 
 
 def _check_image(header: Header, syntax: uid.UID) -> None:

@@ -21,14 +21,17 @@ _VRS = _LONG_VRS | frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS S
 _WANTED = {
     0x00080016: "sop_class_uid",
     0x00080018: "sop_instance_uid",
+    0x00080070: "manufacturer",
+    0x00081090: "model",
     0x0020000D: "study_uid",
+    0x0020000E: "series_uid",
     0x00280002: "samples",
     0x00280008: "frames",
     0x00280010: "rows",
     0x00280011: "columns",
     0x00280100: "bits_allocated",
 }
-_TEXT = {"sop_class_uid", "sop_instance_uid", "study_uid", "frames"}
+_NUMBERS = {"samples", "rows", "columns", "bits_allocated"}
 MAX_ELEMENTS = 50_000
 MAX_DEPTH = 32
 _VALUE_MAX = 1024
@@ -54,6 +57,9 @@ class Header:
     sop_class_uid: str = ""
     sop_instance_uid: str = ""
     study_uid: str = ""
+    series_uid: str = ""
+    manufacturer: str = ""
+    model: str = ""
     samples: int = 0
     frames: str = ""
     rows: int = 0
@@ -170,7 +176,7 @@ def _element(reader: _Reader, header: Header) -> None:
     if name is not None:
         if length > _VALUE_MAX:
             raise ScanError("value too long")
-        setattr(header, name, _text(value) if name in _TEXT else _number(reader, value))
+        setattr(header, name, _number(reader, value) if name in _NUMBERS else _text(value))
 
 
 def _vr_and_length(reader: _Reader) -> tuple[bytes | None, int]:

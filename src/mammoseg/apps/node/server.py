@@ -33,9 +33,8 @@ from mammoseg.apps.node.intake import Refused, examine, key_of
 from mammoseg.apps.node.log import Log, place_of, short
 from mammoseg.apps.node.store import Store
 from mammoseg.io.dicom_codec import TRANSFER_SYNTAXES
+from mammoseg.io.dicom_results.maker import IMPLEMENTATION_CLASS_UID
 
-# Derived from the name, as PS3.5 B.2 has it: UUID 5 of the URL namespace and "mammoseg node implementation class".
-IMPLEMENTATION = uid.UID("2.25.306991560964164042277855777712352747023")
 _IMPLEMENTATION_NAME = "MAMMOSEG"
 _NATIVE = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian]
 _COMMANDS = frozenset({"C_STORE_RQ", "C_ECHO_RQ", "C_CANCEL_RQ"})
@@ -262,8 +261,7 @@ class Server(ThreadedAssociationServer):
             raise Refused(intake.CLASS_NOT_SUPPORTED, "the SOP class is not that of the presentation context")
         with request.DataSet.getbuffer() as data:
             header = examine(data, syntax, class_uid, instance_uid, limit)
-            own = self._store.is_own(key_of(instance_uid))
-            if own:
+            if self._store.is_own(key_of(instance_uid)) or intake.names_us(header, class_uid):
                 self._log("own_result_ignored", object=short(key_of(instance_uid)))
                 return
             if class_uid not in intake.IMAGE_CLASSES:
@@ -284,7 +282,7 @@ class Server(ThreadedAssociationServer):
 def _entity(config: NodeConfig) -> AE:
     """What we are and offer."""
     entity = AE(config.ae_title)
-    entity.implementation_class_uid = IMPLEMENTATION
+    entity.implementation_class_uid = uid.UID(IMPLEMENTATION_CLASS_UID)
     entity.implementation_version_name = _IMPLEMENTATION_NAME
     entity.require_calling_aet = list(config.calling)
     entity.require_called_aet = True
@@ -308,7 +306,7 @@ def _file_head(class_uid: str, instance_uid: str, syntax: uid.UID) -> bytes:
     meta.MediaStorageSOPClassUID = uid.UID(class_uid)
     meta.MediaStorageSOPInstanceUID = uid.UID(instance_uid)
     meta.TransferSyntaxUID = syntax
-    meta.ImplementationClassUID = IMPLEMENTATION
+    meta.ImplementationClassUID = uid.UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = _IMPLEMENTATION_NAME
     buffer = DicomBytesIO()
     buffer.write(b"\0" * 128 + b"DICM")

@@ -48,12 +48,13 @@ CREATE INDEX IF NOT EXISTS waiting ON deliveries (destination, id) WHERE deliver
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study as it is at one moment. change, done: as in the database. objects: (key, path) of each, in a fixed order."""
+    """A study as it is at one moment. objects: (key, path) of each, in a fixed order; the rest as in the database."""
 
     study: str
     change: int
     done: int
     version: int
+    attempts: int
     objects: tuple[tuple[str, Path], ...]
 
 
@@ -153,10 +154,10 @@ class Store:
     def snapshot(self, study: str) -> Snapshot:
         """The study as it is now."""
         with self._lock:
-            query = "SELECT change, done, version FROM studies WHERE study = ?"
-            change, done, version = self._db.execute(query, (study,)).fetchone()
+            query = "SELECT change, done, version, attempts FROM studies WHERE study = ?"
+            change, done, version, attempts = self._db.execute(query, (study,)).fetchone()
             rows = self._db.execute("SELECT object, file FROM objects WHERE study = ? ORDER BY object", (study,)).fetchall()
-        return Snapshot(study, change, done, version, tuple((key, self.objects / file) for key, file in rows))
+        return Snapshot(study, change, done, version, attempts, tuple((key, self.objects / file) for key, file in rows))
 
     def failed(self, study: str) -> int:
         """Notes that an analysis did not come to its end; returns how many did not, since the study changed."""
