@@ -15,14 +15,14 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mammoseg.errors import DecodeError, ImageError
+from mammoseg.errors import DecodeError, ImageError, NotAMammogramError, NotAnImageError
 from mammoseg.io import dicom_attributes as attributes
 from mammoseg.io.checks import check_size
 from mammoseg.io.dicom import open_dataset, padding_of, used_bits
 from mammoseg.io.dicom_codec import check_deflated, stored_values
-from mammoseg.io.grayscale import Grayscale, Lut, Window, table_of
+from mammoseg.io.grayscale import Grayscale, Window, table_of
 from mammoseg.io.load import sniff
 from mammoseg.io.raster import raster_size, stored_raster
 from mammoseg.types import Spacing
@@ -31,7 +31,9 @@ _FILE_MAX = 1 << 30
 _HEAD = 1 << 20
 _EDGE = 0.02  # of the grey range: a look-up table is shown as the window between these two of its values
 _HEADER_TAGS = (
-    "SOPClassUID", "Modality", "StudyInstanceUID", "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PresentationIntentType",
+    "PixelIntensityRelationship", "BodyPartExamined", "StudyInstanceUID", "SeriesInstanceUID",
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation",
     "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing",
     "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor", "NominalScannedPixelSpacing",
     "ImageLaterality", "Laterality", "FrameLaterality", "ViewPosition", "ViewCodeSequence", "RescaleSlope",
@@ -39,12 +41,17 @@ _HEADER_TAGS = (
 )  # fmt: skip
 
 
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+
+
 @dataclass(frozen=True)
 class StoredHeader:
     """What a file says of its image, without decoding it; None where it does not say.
 
     slope, intercept: from stored to modality values. window: (center, width) in modality values. voi_function: DICOM's word.
-    study: Study Instance UID; it names a patient's study and is never to be shown.
+    study: Study Instance UID; it names a patient's study and is never to be shown. identified: whether the file has the UIDs
+    by which other objects can refer to it. plain: whether its values lie in it unpacked, so that no decoder is needed.
+    no_image: a DICOM object without an image, or a result of this program.
     """
 
     height: int | None = None
@@ -61,6 +68,9 @@ class StoredHeader:
     view_position: str | None = None
     is_dicom: bool = False
     study: str | None = None
+    identified: bool = False
+    plain: bool = False
+    no_image: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +168,9 @@ def _dicom_header(ds: Dataset) -> StoredHeader:
         view_position=attributes.view_position(ds),
         is_dicom=True,
         study=str(attributes.value(ds, "StudyInstanceUID") or "") or None,
+        identified=all(attributes.value(ds, k) for k in _UIDS),
+        plain=_is_plain(ds),
+        no_image=_is_no_image(ds),
     )
     try:
         grey = attributes.grayscale(ds, found.bits_stored or 16, found.signed)
@@ -170,6 +183,21 @@ def _dicom_header(ds: Dataset) -> StoredHeader:
     if grey.modality_lut is not None:
         values |= {"slope": 1.0, "intercept": 0.0, "window": None}
     return StoredHeader(**values)
+
+
+def _is_plain(ds: Dataset) -> bool:
+    syntax = str(getattr(ds, "file_meta", {}).get("TransferSyntaxUID", ImplicitVRLittleEndian))
+    return syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
+def _is_no_image(ds: Dataset) -> bool:
+    try:
+        attributes.check_kind(ds)
+    except NotAnImageError:
+        return True
+    except NotAMammogramError:
+        pass
+    return False
 
 
 def _positive(ds: Dataset, keyword: str) -> int | None:
@@ -211,8 +239,3 @@ def _raster(data: bytes) -> StoredImage:
     grey = Grayscale(bits_stored=top.bit_length(), inverted=white_is_zero)
     lowest, table = table_of(array.astype(np.uint16), grey)
     return StoredImage(array.astype(np.uint16), grey, lowest, table)
-
-
-def voi_is_table(image: StoredImage) -> bool:
-    """Whether the file shows its values through a look-up table, which a window can only approach."""
-    return isinstance(image.grayscale.voi, Lut) or image.grayscale.modality_lut is not None

@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from mammoseg import __version__
-from mammoseg.apps.server import models, routes_images
+from mammoseg.apps.server import models, routes_images, routes_work
 from mammoseg.apps.server.errors import ApiError
 from mammoseg.apps.server.guard import App, Guard
 from mammoseg.apps.server.service import Service
@@ -25,7 +25,6 @@ from mammoseg.errors import ImageError
 
 API = "/api/v1"
 STATIC = Path(__file__).with_name("static")
-NOTICE = "Research software. Not a medical device, not for clinical use."
 log = logging.getLogger("mammoseg.server")
 # FastAPI can report to a telemetry collector where the environment names one: never here.
 _NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
@@ -58,7 +57,7 @@ def make_app(settings: ServerSettings) -> App:
     app = FastAPI(
         title="mammoseg",
         version=__version__,
-        description=f"Mammograms and the mass contours found in them. {NOTICE}",
+        description=f"Mammograms and the mass contours found in them. {routes_images.NOTICE}",
         openapi_url=f"{API}/openapi.json",
         docs_url=None,
         redoc_url=None,
@@ -67,7 +66,8 @@ def make_app(settings: ServerSettings) -> App:
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
-    app.include_router(routes_images.router, prefix=API)
+    for routes in (routes_images, routes_work):
+        app.include_router(routes.router, prefix=API)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ImageError, _image_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -84,7 +84,9 @@ def _serve_viewer(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     def no_viewer() -> PlainTextResponse:
-        return PlainTextResponse(f"This installation has no viewer; the service is at {API}/openapi.json. {NOTICE}\n")
+        return PlainTextResponse(
+            f"This installation has no viewer; the service is at {API}/openapi.json. {routes_images.NOTICE}\n"
+        )
 
 
 class _Viewer(StaticFiles):

@@ -19,6 +19,8 @@ from mammoseg.apps.server.errors import not_found
 from mammoseg.apps.server.settings import ServerSettings
 from mammoseg.apps.server.store import Store
 from mammoseg.apps.server.views import name_says
+from mammoseg.errors import DatasetError
+from mammoseg.io.findings_json import validate
 from mammoseg.io.load import is_candidate_file
 from mammoseg.io.stored import StoredHeader, read_header
 
@@ -29,7 +31,8 @@ _LOOK_AGAIN_S = 2.0
 class Entry:
     """One image. path: its file, None where only findings are here. name: shown to people, relative to its folder.
 
-    uploaded: kept by this server, and may be removed by it. results: folders with findings of it, best match first.
+    uploaded: kept by this server, and may be removed by it. results: OUT folders' findings of it; those of jobs are
+    in the database.
     """
 
     image_id: str
@@ -82,13 +85,14 @@ class Catalogue:
 
     def header(self, entry: Entry) -> StoredHeader:
         """What the image's file says of itself."""
-        if entry.path is None:
-            return StoredHeader()
-        stamp = stamp_of(entry.path)
-        known = self._headers.get(entry.path)
+        return StoredHeader() if entry.path is None else self._header(entry.path)
+
+    def _header(self, path: Path) -> StoredHeader:
+        stamp = stamp_of(path)
+        known = self._headers.get(path)
         if known is None or known[0] != stamp:
-            known = stamp, read_header(entry.path)
-            self._headers[entry.path] = known
+            known = stamp, read_header(path)
+            self._headers[path] = known
         return known[1]
 
     def found(self, entry: Entry, sure: bool = False) -> Found | None:
@@ -97,7 +101,8 @@ class Catalogue:
         sure: compare the file's hash with that of the findings even where that means reading the file.
         """
         newest: tuple[int, Found] | None = None
-        for folder in entry.results:
+        rows = self._store.rows("SELECT folder FROM results WHERE image_id = ?", entry.image_id)
+        for folder in (*entry.results, *(self._store.root / row["folder"] for row in rows)):
             document = self._document(folder / FINDINGS)
             if document is None or not self._is_of(entry, document, sure):
                 continue
@@ -201,10 +206,6 @@ class Catalogue:
                     out[owner.image_id].append(folder)
                 elif (folder / FINDINGS).is_file():
                     self._orphans[self._store.opaque("findings", os.path.abspath(folder))] = source, folder
-        for job in sorted((self._store.root / "jobs").glob("*/results")):
-            for folder in job.iterdir():
-                if folder.name in entries:
-                    out[folder.name].append(folder)
         return out
 
     def _owner(self, source: str, folder: Path, named: list[Entry]) -> Entry | None:
@@ -236,7 +237,7 @@ class Catalogue:
         stamp = stamp_of(path)
         known = self._candidates.get(path)
         if known is None or known[:2] != stamp:
-            known = *stamp, path.is_file() and is_candidate_file(path)
+            known = *stamp, path.is_file() and is_candidate_file(path) and not self._header(path).no_image
             self._candidates[path] = known
         return known[2]
 
@@ -263,7 +264,7 @@ def _read_document(path: Path) -> dict[str, Any] | None:
     """A findings.json, None where it is none."""
     try:
         document = json.loads(path.read_bytes())
-        document["image"]["file_sha256"], document["status"], document["lesions"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        validate(document)
+    except (OSError, ValueError, TypeError, RecursionError, DatasetError):
         return None
     return dict(document)

@@ -10,6 +10,9 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
 
+    def __reduce__(self) -> tuple[type[ApiError], tuple[int, str, str]]:
+        return ApiError, (self.status, self.code, self.message)
+
 
 def not_found(what: str) -> ApiError:
     """404 for something that is not there."""

@@ -11,13 +11,14 @@ import hmac
 import ipaddress
 import json
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from mammoseg.apps.server.settings import MIB, ServerSettings
+from mammoseg.apps.server.settings import MIB, ServerSettings, is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -67,6 +68,9 @@ class Guard:
     def __init__(self, app: App, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
         self._token = settings.token
+        self._names = {"localhost", settings.host.lower(), *(n.lower() for n in settings.names)}
+        if not is_loopback(settings.host):
+            self._names.add(socket.gethostname().lower())
         self._session = session_of(settings.token) if settings.token is not None else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,8 +117,7 @@ class Guard:
         name = _host_name(given[0].decode("latin-1"))
         if name is None:
             raise _Refused(400, "bad_host", "expected a host name or an address as Host")
-        allowed = {"localhost", self._settings.host.lower(), *(n.lower() for n in self._settings.names)}
-        if name not in allowed and not _is_address(name):
+        if name not in self._names and not _is_address(name):
             raise _Refused(421, "unknown_host", "this server is not called by that name; --name allows another one")
 
     def _entry(self, scope: Scope) -> bytes | None:

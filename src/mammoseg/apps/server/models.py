@@ -204,4 +204,40 @@ class UploadAnswer(BaseModel):
     refused: list[Refusal]
 
 
+class StudyQuery(BaseModel):
+    """What to look for at a DICOMweb server. `*` stands for anything, as in DICOM. study_date: YYYYMMDD, or A-B."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    server: str | None = Field(default=None, max_length=500)
+    patient_id: str | None = Field(default=None, max_length=64)
+    patient_name: str | None = Field(default=None, max_length=200)
+    accession_number: str | None = Field(default=None, max_length=64)
+    study_date: str | None = Field(default=None, pattern=r"^([0-9]{8}|[0-9]{8}-|-[0-9]{8}|[0-9]{8}-[0-9]{8})$")
+    limit: int = Field(default=50, ge=1, le=100)
+    offset: int = Field(default=0, ge=0, le=1_000_000)
+
+
+class FoundStudy(BaseModel):
+    study_instance_uid: str
+    patient_name: str
+    patient_id: str
+    study_date: str
+    description: str
+    modalities: list[str]
+    n_instances: int | None
+
+
+class SearchAnswer(BaseModel):
+    studies: list[FoundStudy]
+
+
+class ImportRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    server: str | None = Field(default=None, max_length=500)
+    study_instance_uid: str = Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)
+    settings: JobSettings = JobSettings()
+
+
 Findings = dict[str, Any]

@@ -18,11 +18,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mammoseg.apps.server.aside import Aside
 from mammoseg.apps.server.catalogue import stamp_of
 from mammoseg.io.stored import StoredImage, read_stored
 
 MAX_LEVEL = 8
 _CHUNK = 1 << 20
+_DECODE_S = 60.0
 Key = tuple[Path, tuple[int, int], int]
 
 
@@ -32,13 +34,7 @@ class Plane:
 
     values: NDArray[Any]
     window: tuple[float, float]
-    lowest: int
-    table: NDArray[np.float64]
-
-    @property
-    def nbytes(self) -> int:
-        """What it takes of memory."""
-        return self.values.nbytes + self.table.nbytes
+    photometric_interpretation: str
 
 
 def halved(values: NDArray[Any]) -> NDArray[Any]:
@@ -54,16 +50,22 @@ def halved(values: NDArray[Any]) -> NDArray[Any]:
 
 
 class PixelCache:
-    """Planes by file, its state and level; the least recently used go when `room` bytes are exceeded."""
+    """Planes by file, its state and level; the least recently used go when `room` bytes are exceeded.
 
-    def __init__(self, room: int) -> None:
-        self._room, self._used = room, 0
+    aside: decodes what needs a decoding library.
+    """
+
+    def __init__(self, room: int, aside: Aside) -> None:
+        self._room, self._used, self._aside = room, 0, aside
         self._planes: OrderedDict[Key, Plane] = OrderedDict()
         self._lock = threading.Lock()
         self._decoding = threading.BoundedSemaphore(2)  # each takes the file, the raw values and their copies
 
-    def plane(self, path: Path, level: int) -> Plane:
-        """The image at `path`, halved `level` times. Raises `ImageError` where it cannot be shown."""
+    def plane(self, path: Path, level: int, plain: bool) -> Plane:
+        """The image at `path`, halved `level` times. Raises `ImageError` where it cannot be shown.
+
+        plain: whether its values lie in the file unpacked.
+        """
         stamp = stamp_of(path)
         key = path, stamp, level
         known = self._get(key)
@@ -75,12 +77,12 @@ class PixelCache:
                 return known
             above = self._get((path, stamp, 0))
             if above is None:
-                above = _plane_of(read_stored(path))
+                above = _plane_of(read_stored(path) if plain else self._aside.call(_DECODE_S, read_stored, path))
                 self._put((path, stamp, 0), above)
             values = above.values
             for _ in range(level):
                 values = halved(values)
-            plane = Plane(values, above.window, above.lowest, above.table)
+            plane = Plane(values, above.window, above.photometric_interpretation)
             if level:
                 self._put(key, plane)
             return plane
@@ -95,15 +97,19 @@ class PixelCache:
     def _put(self, key: Key, plane: Plane) -> None:
         with self._lock:
             self._planes[key] = plane
-            self._used += plane.nbytes
+            self._used += plane.values.nbytes
             while self._used > self._room and len(self._planes) > 1:
                 _, gone = self._planes.popitem(last=False)
-                self._used -= gone.nbytes
+                self._used -= gone.values.nbytes
 
 
 def _plane_of(image: StoredImage) -> Plane:
     kind = "<i2" if image.values.dtype == np.int16 else "<u2"
-    return Plane(np.ascontiguousarray(image.values, dtype=kind), image.window, image.lowest, image.table)
+    return Plane(
+        np.ascontiguousarray(image.values, dtype=kind),
+        image.window,
+        "MONOCHROME1" if image.grayscale.inverted else "MONOCHROME2",
+    )
 
 
 class PlaneResponse(Response):
@@ -126,6 +132,7 @@ class PlaneResponse(Response):
                 "X-Signed": "1" if values.dtype.kind == "i" else "0",
                 "X-Window-Center": f"{plane.window[0]:.6g}",
                 "X-Window-Width": f"{plane.window[1]:.6g}",
+                "X-Photometric-Interpretation": plane.photometric_interpretation,
                 "ETag": self._etag,
                 "Vary": "Accept-Encoding",
             }
