@@ -15,7 +15,7 @@ from mammoseg.apps.fold import fold_options
 from mammoseg.apps.out_folder import is_empty
 from mammoseg.errors import UsageError
 from mammoseg.evaluation.compare import Difference, compare
-from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_command
+from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, Figure, evaluate_command
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _EXISTING = click.Path(path_type=Path, exists=True)
@@ -109,12 +109,33 @@ def _print(result: Evaluation) -> None:
         click.echo(f"on {result.part.text}")
     if counts.n_seen_in_training:
         click.echo(f"{counts.n_seen_in_training} of these images were seen in training: the figures are no test result")
+    asked = f"IoU {result.options.iou:g}"
     table = Table()
     for column in ("figure", "value", "interval", "of"):
         table.add_column(column, justify="right" if column in ("value", "interval") else "left")
+    others: dict[str, list[Figure]] = {}  # by what a mass counts as found, where it is not the IoU asked for
     for figure in result.figures:
-        value, low, high = figure.interval.value, figure.interval.low, figure.interval.high
-        shown = "undefined" if value is None else f"{value:.3f}"
+        criterion = figure.label.rpartition(", ")[2]
+        if figure.key.startswith(("ap_", "tpr_")) and criterion in ("IoU 0.1", "IoU 0.2", "centre") and criterion != asked:
+            others.setdefault(criterion, []).append(figure)
+            continue
+        low, high = figure.interval.low, figure.interval.high
         between = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-        table.add_row(figure.label, shown, between, f"{figure.n} {figure.unit}")
+        table.add_row(figure.label, _shown(figure), between, f"{figure.n} {figure.unit}")
     print_table(table)
+    if others:
+        _print_others(others)
+
+
+def _print_others(others: dict[str, list[Figure]]) -> None:
+    table = Table(title="By other criteria (intervals: --out or --json)")
+    table.add_column("a mass is found by")
+    for figure in next(iter(others.values())):
+        table.add_column(figure.label.rpartition(", ")[0], justify="right")
+    for criterion, figures in others.items():
+        table.add_row(criterion, *(_shown(f) for f in figures))
+    print_table(table)
+
+
+def _shown(figure: Figure) -> str:
+    return "undefined" if figure.interval.value is None else f"{figure.interval.value:.3f}"
