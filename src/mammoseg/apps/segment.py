@@ -17,6 +17,7 @@ from mammoseg.apps.fold import fold_options
 from mammoseg.apps.inputs import Inputs, collect, collect_side, nothing_found, printable
 from mammoseg.apps.out_folder import check_out, refuse_mixing
 from mammoseg.apps.outputs import DEFAULT_FORMATS, FORMATS
+from mammoseg.apps.server.command import check_installed, view
 from mammoseg.apps.worker import DEBUG_VARIABLE, Job, Plan
 from mammoseg.bundle import open_bundle
 from mammoseg.config import with_sets
@@ -72,6 +73,7 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SETTINGS_HELP)
+@click.option("--view", is_flag=True, help="When done, open the viewer on the results (as `mammoseg serve` does).")
 def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
     """Find and outline every mass in mammograms.
 
@@ -85,12 +87,16 @@ def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options
 
     Research software, not for clinical use.
     """
+    if options["view"]:
+        check_installed()
     prepared = _prepare(inputs, out, weights, options)
     outcome = run_with_progress(prepared.jobs, prepared.plan, options["workers"], options["resume"], prepared.skipped)
     if not outcome.jobs:
         raise nothing_found(inputs, outcome.skipped)
     warn_of_missing_reports(outcome)
     click.echo(summary_line(outcome, out, prepared.remarks))
+    if options["view"]:
+        view([(j.image.path, j.image.source, out / j.image.folder) for j in outcome.jobs], out, prepared.plan.bundle)
     return 0 if outcome.count("processed") == len(outcome.jobs) else EXIT_PARTLY
 
 

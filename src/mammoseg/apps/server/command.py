@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import secrets
 import socket
-from collections.abc import Callable
+import sys
+import webbrowser
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -79,6 +82,7 @@ TOKEN_VARIABLE = "MAMMOSEG_TOKEN"
     metavar="MIB",
     help="Of all that is kept of uploads and imports.",
 )
+@click.option("--open", "opens", is_flag=True, help="Open a browser on it.")
 def serve(folders: tuple[Path, ...], host: str, port: int, token: str | None, **options: Any) -> int:
     """Look at mammograms and findings in a browser, and segment more.
 
@@ -101,7 +105,7 @@ def serve(folders: tuple[Path, ...], host: str, port: int, token: str | None, **
         limits=limits,
         tls=options["tls"] or None,
     )
-    return run(settings, port)
+    return run(settings, port, open_browser if options["opens"] else None)
 
 
 def default_state(folders: tuple[Path, ...]) -> Path:
@@ -111,17 +115,39 @@ def default_state(folders: tuple[Path, ...]) -> Path:
     return base / "mammoseg" / f"serve-{hashlib.sha256(os.fsencode(key)).hexdigest()[:12]}"
 
 
+def check_installed() -> None:
+    """Raises `UsageError` where the server's packages are not there."""
+    for name in ("fastapi", "python_multipart", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError("the viewer and its server need more packages: pip install 'mammoseg[serve]'")
+
+
+def view(pairs: Sequence[tuple[Path, str, Path]], out: Path, bundle: Path) -> int:
+    """Serves images with the findings just made, and opens a browser on them, until Ctrl-C.
+
+    pairs: image file, its source name and the folder of its results. out: the run's. bundle: that it was made with.
+    """
+    settings = ServerSettings(folders=(), pairs=tuple(pairs), state=default_state((out,)), bundle=bundle)
+    return run(settings, 0, open_browser)
+
+
+def open_browser(where: str) -> None:
+    """Opens a browser where there is a screen for it."""
+    if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        with contextlib.suppress(webbrowser.Error):
+            webbrowser.open(where)
+
+
 def run(settings: ServerSettings, port: int, ready: Callable[[str], None] | None = None) -> int:
     """Serves until Ctrl-C. ready: called with the address once it answers.
 
     Raises `UsageError` where the port cannot be had or the server's packages are not installed.
     """
-    try:
-        import uvicorn
+    check_installed()
+    import uvicorn
 
-        from mammoseg.apps.server.app import make_app
-    except ImportError as error:
-        raise UsageError("the server needs more packages: pip install 'mammoseg[serve]'") from error
+    from mammoseg.apps.server.app import make_app
+
     with _listen(settings.host, port) as listening:
         certificate, key = settings.tls or (None, None)
         config = uvicorn.Config(
