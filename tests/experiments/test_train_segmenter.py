@@ -26,6 +26,7 @@ from mammoseg.experiments.crossval_segmenter import CrossvalConfig, crossval_seg
 from mammoseg.experiments.train_segmenter import (  # noqa: E402
     SegmenterTask,
     SegmenterTrainConfig,
+    _settings,
     read_settings,
     train_segmenter,
 )
@@ -269,7 +270,7 @@ def test_the_published_settings_are_the_defaults() -> None:
 def test_the_shipped_recipe_is_the_one_the_bundle_records() -> None:
     config = load_toml(SegmenterTrainConfig, CONFIGS / "segmenter_shipped.toml")
     shipped = open_bundle().training["networks"]["segmenter"]["config"]
-    last = to_dict(config)
+    last = _settings(config)
     for group in ("network", "crop", "jitter", "loss", "symmetries", "training"):
         assert last[group] == shipped[group], group
     (stage,) = config.before
