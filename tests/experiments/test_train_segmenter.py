@@ -30,11 +30,10 @@ from mammoseg.experiments.train_segmenter import (  # noqa: E402
     read_settings,
     train_segmenter,
 )
-from mammoseg.segmentation import build_segmenter  # noqa: E402
+from mammoseg.segmentation import build_segmenter, network_config  # noqa: E402
 from mammoseg.segmentation.losses import SegmentationLossConfig  # noqa: E402
 from mammoseg.segmentation.predictor import SegmenterSpec  # noqa: E402
 from mammoseg.segmentation.regions import load_regions  # noqa: E402
-from mammoseg.segmentation.unetpp import UNetPlusPlusConfig  # noqa: E402
 from mammoseg.segmentation.vgg import load_vgg  # noqa: E402
 from mammoseg.training.batches import share_of  # noqa: E402
 from mammoseg.training.checkpoint import load_model  # noqa: E402
@@ -42,7 +41,7 @@ from mammoseg.training.loop import LoopConfig, fit  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = SegmenterTrainConfig(
-    network=UNetPlusPlusConfig(widths=(4, 6, 8, 8, 8)),
+    network={"widths": [4, 6, 8, 8, 8]},
     crop=CropConfig(size=32),
     loss=SegmentationLossConfig(bce_weight=1.0),
     training=LoopConfig(
@@ -135,7 +134,7 @@ def test_resume_refuses_another_run_and_leaves_its_fold_alone(data: Path, traine
     shutil.copytree(trained[0].parent, run)
     before = (run / "fold.json").read_bytes()
     assert before == trained[1].read_bytes()  # a copy of the fold given
-    wide = replace(SMALL, network=UNetPlusPlusConfig(widths=(8, 8, 8, 8, 8)), crop=CropConfig(size=48))
+    wide = replace(SMALL, network={"widths": [8, 8, 8, 8, 8]}, crop=CropConfig(size=48))
     with pytest.raises(UsageError, match=r"settings\.crop\.size 32 there, 48 here; .*settings\.network\.widths"):
         train_segmenter(wide, str(data), run, trained[1], resume=True)
     with pytest.raises(UsageError, match=r"data\.fold .* there, .* here"):
@@ -170,7 +169,7 @@ def test_going_on_from_a_model_keeps_what_it_has_seen(data: Path, trained: tuple
 
 
 def test_a_model_that_does_not_fit_is_refused(data: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:
-    wide = replace(SMALL, network=UNetPlusPlusConfig(widths=(5, 6, 8, 8, 8)))
+    wide = replace(SMALL, network={"widths": [5, 6, 8, 8, 8]})
     with pytest.raises(ConfigError, match=r"network\.widths is \[5, 6, 8, 8, 8\], the model has \[4, 6, 8, 8, 8\]"):
         train_segmenter(wide, str(data), tmp_path / "run", init=trained[0])
     other = replace(SMALL, spec=SegmenterSpec(mean=(0.0, 0.0, 0.0)))
@@ -191,7 +190,7 @@ def test_starting_from_a_model_takes_over_its_network_and_preprocessing(
     first = replace(SMALL, crop=CropConfig(size=32, margin=0.35, shape="square", bins=99), spec=spec, training=loop)
     model = train_segmenter(first, str(data), tmp_path / "first")
     config = read_settings(None, ["training.steps=1", "training.batch_size=2"], model)
-    assert (config.crop, config.network) == (first.crop, first.network)
+    assert (config.crop, network_config(config.arch, config.network)) == (first.crop, network_config("unetpp", first.network))
     tuned = load_model(train_segmenter(config, str(data), tmp_path / "second", init=model))
     assert tuned.config == load_model(model).config
     assert tuned.spec == load_model(model).spec == to_dict(replace(spec, crop=first.crop))
@@ -217,7 +216,7 @@ def test_boxes_alone_do_not_teach_segmentation(tmp_path: Path, data: Path) -> No
 
 def test_batches_depend_on_seed_and_step_alone_and_pairs_stay_together(data: Path) -> None:
     regions = load_regions(read_dataset(data), SMALL.crop, SMALL.jitter)
-    task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": to_dict(SMALL.network)}), SMALL, regions)
+    task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": SMALL.network}), SMALL, regions)
     first, same, other = task.batch(3, range(4), 0), task.batch(3, range(4), 0), task.batch(3, range(4), 1)
     assert torch.equal(first["image"], same["image"])
     assert torch.equal(first["truth"], same["truth"])
@@ -229,7 +228,7 @@ def test_batches_depend_on_seed_and_step_alone_and_pairs_stay_together(data: Pat
 
 def test_two_devices_see_together_what_one_sees(data: Path) -> None:
     regions = load_regions(read_dataset(data), SMALL.crop, SMALL.jitter)
-    task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": to_dict(SMALL.network)}), SMALL, regions)
+    task = SegmenterTask(build_segmenter({"arch": "unetpp", "network": SMALL.network}), SMALL, regions)
     for step in range(3):
         whole = task.batch(step, share_of(0, 1, 4), 0)
         parts = [task.batch(step, share_of(rank, 2, 4), 0) for rank in range(2)]
@@ -256,7 +255,7 @@ def test_windows_in_memory_show_what_the_whole_image_shows(data: Path) -> None:
 def test_shipped_configs_are_read(name: str) -> None:
     config = load_toml(SegmenterTrainConfig, CONFIGS / f"{name}.toml")
     assert config.crop.size % 16 == 0
-    assert config.network == UNetPlusPlusConfig()
+    assert (config.arch, config.network) == ("unetpp", {})
 
 
 def test_the_published_settings_are_the_defaults() -> None:
@@ -385,3 +384,24 @@ def test_the_full_network_overfits_eight_real_images(shared_dir: Path, tmp_path:
     load_vgg(network.backbone, shared_dir / "weights" / "vgg16_features_imagenet.safetensors")
     result = fit(SegmenterTask(network, config, regions, regions), config.training, tmp_path, resume=False)
     assert result.metrics["dice"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("arch", "network", "output"),
+    [
+        ("unet", {"widths": [4, 6, 8]}, "mean"),
+        ("cgan", {"widths": [4, 6, 8], "critic_widths": [4, 6]}, "mean"),
+        ("cascade", {"widths": [4, 6, 8], "factors": [2, 1]}, "last"),
+    ],
+)
+def test_other_networks_are_trained_the_same_way(data: Path, tmp_path: Path, arch: str, network: dict, output: str) -> None:
+    config = replace(SMALL, arch=arch, network=network, training=replace(SMALL.training, steps=2))
+    model = load_model(train_segmenter(config, str(data), tmp_path / arch))
+    assert model.config == {"arch": arch, "network": to_dict(network_config(arch, network))}
+    assert model.spec["output"] == output
+    found = build_segmenter(model.config)
+    found.load_state_dict(model.state)
+    taken_over = read_settings(None, [], tmp_path / arch / "model")
+    assert (taken_over.arch, taken_over.spec.output) == (arch, output)
+    with pytest.raises(ConfigError, match="did you mean 'unetpp'"):
+        replace(SMALL, arch="unetp")

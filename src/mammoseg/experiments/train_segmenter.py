@@ -21,11 +21,10 @@ from mammoseg.experiments.single_region import never_tested
 from mammoseg.experiments.start import open_model, refuse_contradictions, tell_changes
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig, jitter_box, turn
 from mammoseg.reconstruction import ReconstructionConfig
-from mammoseg.segmentation import build_segmenter
+from mammoseg.segmentation import build_segmenter, network_class, network_config
 from mammoseg.segmentation.losses import SegmentationLossConfig, deep_supervision_loss
-from mammoseg.segmentation.predictor import SegmenterSpec, merge_outputs, normalise, read_spec
+from mammoseg.segmentation.predictor import Output, SegmenterSpec, merge_outputs, normalise, read_spec
 from mammoseg.segmentation.regions import Region, load_regions, true_crop
-from mammoseg.segmentation.unetpp import UNetPlusPlusConfig
 from mammoseg.segmentation.vgg import load_vgg
 from mammoseg.training.checkpoint import Model, save_model
 from mammoseg.training.devices import wait_for_all
@@ -55,14 +54,16 @@ class Stage:
 class SegmenterTrainConfig:
     """All that a training run is made of; the defaults are the paper's where it speaks.
 
-    Paper: crops of 256 × 256, equalised; batches of 4, Adam, Dice loss, an encoder from ImageNet. network: its shape.
+    Paper: crops of 256 × 256, equalised; batches of 4, Adam, Dice loss, an encoder from ImageNet. arch: which network of
+    `mammoseg.segmentation.NETWORKS`. network: its settings, those that differ from its defaults.
     backbone_weights: safetensors file of torchvision's VGG19 or VGG16 features, "" starts at random. spec: what goes round
     the trained network (its `crop` is replaced by `crop`). jitter: how true boxes are disturbed. symmetries: draw one of the
     square's eight. validation_crops: at most so many true crops are measured in validation. before: runs that come first, one
     after the other; `backbone_weights` are the start of the first.
     """
 
-    network: UNetPlusPlusConfig = field(default_factory=UNetPlusPlusConfig)
+    arch: str = "unetpp"
+    network: dict[str, Any] = field(default_factory=dict)
     backbone_weights: str = ""
     crop: CropConfig = field(default_factory=CropConfig)
     jitter: JitterConfig = field(default_factory=JitterConfig)
@@ -78,6 +79,7 @@ class SegmenterTrainConfig:
     )
 
     def __post_init__(self) -> None:
+        network_config(self.arch, self.network)  # raises ConfigError
         if self.spec.crop not in (CropConfig(), self.crop):
             raise ConfigError("spec.crop: crops of training and inference are the same; set crop alone")
         names = [stage.name for stage in self.before]
@@ -99,6 +101,7 @@ class SegmenterTask:
     ) -> None:
         self.model = model
         self.config = config
+        self.output = output_of(config)
         self.train = list(train)
         self.validation = list(validation)[: config.validation_crops]
 
@@ -120,10 +123,15 @@ class SegmenterTask:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`loss`, and the hard Dice of the deepest output, averaged over the batch's crops."""
         logits = model(batch["image"])
+        own = getattr(self.model, "training_loss", None)
+        if own is None:
+            parts = {"loss": deep_supervision_loss(logits, batch["truth"], self.config.loss)}
+        else:
+            parts = own(logits, batch["image"], batch["truth"], self.config.loss)
         with torch.no_grad():
             found, truth = (logits[-1] >= 0).flatten(1), (batch["truth"] > 0.5).flatten(1)
             dice = 2 * (found & truth).sum(1) / (found.sum(1) + truth.sum(1)).clamp(min=1)
-        return {"loss": deep_supervision_loss(logits, batch["truth"], self.config.loss), "dice": dice.mean()}
+        return {**parts, "dice": dice.mean()}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Mean Dice on true crops of the validation side, in the crop's frame; empty without one."""
@@ -135,9 +143,15 @@ class SegmenterTask:
             grey, truth = true_crop(region, region.box, self.config.crop)
             image = torch.from_numpy(normalise(grey[None], self.config.spec)).to(device)
             logits = [one.float().cpu().numpy() for one in model(image)]
-            found = merge_outputs(logits, self.config.spec.output)[0] >= ReconstructionConfig().threshold
+            found = merge_outputs(logits, self.output)[0] >= ReconstructionConfig().threshold
             scores.append(2 * float((found & truth).sum()) / max(1, int(found.sum()) + int(truth.sum())))
         return {"dice": float(np.mean(scores))}
+
+
+def output_of(config: SegmenterTrainConfig) -> Output:
+    """Which output is the answer: as configured, where that is not the default, else as the network's class says."""
+    chosen: Output = config.spec.output
+    return getattr(network_class(config.arch), "output", chosen) if chosen == SegmenterSpec().output else chosen
 
 
 def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None = None) -> SegmenterTrainConfig:
@@ -199,7 +213,7 @@ def _train(
         raise TrainingError(f"{data}: no mass with a mask to learn from; segmentation needs masks, boxes do not suffice")
     validation = load_regions(held_out, config.crop, config.jitter)
     torch.manual_seed(config.training.seed)
-    description = {"arch": "unetpp", "network": settings["network"]}
+    description = {"arch": config.arch, "network": settings["network"]}
     model = build_segmenter(description)
     words = _fill(model, config, start)
     task = SegmenterTask(model, config, train, validation)
@@ -237,20 +251,22 @@ def _everything(items: Sequence[DatasetItem]) -> Fold:
 
 
 def _settings(config: SegmenterTrainConfig) -> dict[str, Any]:
-    """The settings as a record holds them: of files their names alone, one crop."""
-    spec = replace(config.spec, crop=config.crop)
+    """The settings as a record holds them: the network's in full, of files their names alone, one crop."""
+    spec = replace(config.spec, crop=config.crop, output=output_of(config))
     name = Path(config.backbone_weights).name if config.backbone_weights else ""
-    return to_dict(replace(config, backbone_weights=name, spec=spec))
+    network = to_dict(network_config(config.arch, config.network))
+    return to_dict(replace(config, network=network, backbone_weights=name, spec=spec))
 
 
 def _of_model(start: Model) -> dict[str, Any]:
     """What a model says of itself, as settings of a run that goes on from it."""
     spec = to_dict(read_spec(start.spec))
-    return {"network": _network(start), "crop": spec.pop("crop"), "spec": spec}
+    return {**_network(start), "crop": spec.pop("crop"), "spec": spec}
 
 
 def _network(start: Model) -> dict[str, Any]:
-    return to_dict(from_dict(UNetPlusPlusConfig, start.config.get("network", {}), "network"))
+    arch = str(start.config.get("arch"))
+    return {"arch": arch, "network": to_dict(network_config(arch, start.config.get("network", {})))}
 
 
 def _check_start(config: SegmenterTrainConfig, start: Model) -> None:
@@ -261,8 +277,8 @@ def _check_start(config: SegmenterTrainConfig, start: Model) -> None:
     here, spec = _settings(config), to_dict(read_spec(start.spec))
     refuse_contradictions(
         start,
-        {"network": _network(start), "spec": {k: spec[k] for k in fixed}},
-        {"network": here["network"], "spec": {k: here["spec"][k] for k in fixed}},
+        {**_network(start), "spec": {k: spec[k] for k in fixed}},
+        {"arch": config.arch, "network": here["network"], "spec": {k: here["spec"][k] for k in fixed}},
     )
     tell_changes(start, spec, here["spec"])
 
