@@ -4,7 +4,7 @@ VENV := .venv
 DEMO_VENV := .venv-demo
 SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test test-system lint docs-check soak clean help
+.PHONY: demo test test-system lint docs-check soak clean help viewer viewer-check
 
 help:
 	@echo "make demo         segment an exam of phantom mammograms with the bundled weights (no torch needed)"
@@ -13,6 +13,8 @@ help:
 	@echo "make lint         format, lint, types and import contracts"
 	@echo "make docs-check   whether the command line reference is up to date"
 	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data)"
+	@echo "make viewer       check, test and build the web viewer (needs node.js 20.19 or newer); its files are in the repository"
+	@echo "make viewer-check whether the viewer's files in the repository are what its source gives"
 	@echo "make clean        remove environments, the demo's output and builds"
 	@echo "make help         this list"
 	@echo "PYTHON=python3.12 chooses the Python (3.11 or newer) that environments are made with"
@@ -57,5 +59,17 @@ lint: $(VENV)/.ready
 docs-check: $(VENV)/.ready
 	$(VENV)/bin/python -m mammoseg.apps.cli_reference --check docs/cli.md
 
+viewer: viewer/node_modules/.ready
+	cd viewer && npm run --silent check && npm run --silent test && npm run --silent build
+
+viewer/node_modules/.ready: viewer/package-lock.json
+	npm ci --prefix viewer --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
+VIEWER_FILES := src/mammoseg/apps/server/static
+viewer-check: viewer
+	@test -z "$$(git status --porcelain -- $(VIEWER_FILES))" || { git status --short -- $(VIEWER_FILES); \
+	  echo "the viewer's files are not what its source gives: run make viewer and commit $(VIEWER_FILES)" >&2; exit 1; }
+
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) demo-output build dist
+	rm -rf viewer/node_modules $(VENV) $(DEMO_VENV) demo-output build dist

@@ -1,0 +1,76 @@
+/** What is kept of each image of the open study, and of how it is looked at. */
+
+import type { Findings, ImageRecord, Layers, Truth } from './api';
+import type { View } from './geometry';
+import { viewName } from './hanging';
+import type { Window } from './window';
+
+export type Layout = 'four' | 'one' | 'pair';
+export type Change =
+  | 'studies'
+  | 'study'
+  | 'layout'
+  | 'findings'
+  | 'options'
+  | 'selection'
+  | 'view'
+  | 'pointer'
+  | 'problem';
+
+/** What is drawn over the images. scales: which single-scale detections. opacity: of all overlays. */
+export interface Options {
+  threshold: number;
+  overlays: boolean;
+  contours: boolean;
+  boxes: boolean;
+  candidates: boolean;
+  labels: boolean;
+  truth: boolean;
+  mask: boolean;
+  scales: boolean[];
+  opacity: number;
+}
+
+/** One image of the open study. views: one for the four-up screen, one for others; null means fitted to the pane. */
+export interface Entry {
+  readonly record: ImageRecord;
+  readonly name: string;
+  findings: Findings | null;
+  layers: Layers | 'coming' | string | null;
+  truth: Truth | null;
+  problem: string | null;
+  window: Window | null;
+  firstWindow: Window | null;
+  invertedByReader: boolean;
+  mirrored: boolean;
+  views: { four: View | null; one: View | null };
+}
+
+export interface Selection {
+  readonly imageId: string;
+  readonly lesion: number;
+}
+
+/** A pixel under the pointer. */
+export interface Pointed {
+  readonly entry: Entry;
+  readonly column: number;
+  readonly row: number;
+}
+
+/** An image as it is when its study is opened. */
+export function fresh(record: ImageRecord): Entry {
+  return {
+    record,
+    name: viewName(record) || record.name,
+    findings: null,
+    layers: null,
+    truth: null,
+    problem: null,
+    window: null,
+    firstWindow: null,
+    invertedByReader: false,
+    mirrored: false,
+    views: { four: null, one: null },
+  };
+}

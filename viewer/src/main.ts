@@ -1,0 +1,67 @@
+/** Puts the viewer together. */
+
+import { get, type Info } from './api';
+import { commandsOf, listenToKeys, makeHelp, makeTools } from './commands';
+import { DisplayPanel } from './display_panel';
+import { byId, h } from './dom';
+import { FindingsPanel } from './findings_panel';
+import { JobsPanel } from './jobs_panel';
+import { Model } from './model';
+import { startRendering } from './render';
+import { SourcesPanel } from './sources_panel';
+import { Stage } from './stage';
+import { StudiesPanel } from './studies_panel';
+
+async function main(): Promise<void> {
+  performance.mark('start');
+  const model = new Model();
+  // For trying out: ?draw=cpu or ?draw=webgl instead of what suits the machine.
+  document.documentElement.dataset.drawing = await startRendering(new URLSearchParams(location.search).get('draw'));
+  performance.mark('library');
+  const stage = new Stage(model);
+  new StudiesPanel(model);
+  new FindingsPanel(model, stage);
+  new DisplayPanel(model);
+  const jobs = new JobsPanel(model);
+  const sources = new SourcesPanel(model, jobs);
+  const commands = commandsOf(model, stage, () => byId<HTMLDialogElement>('help').showModal());
+  const showPressed = makeTools(commands);
+  makeHelp(commands);
+  listenToKeys(commands);
+  model.listen((change) => {
+    if (change === 'pointer' || change === 'study') showReadout(model);
+    else showPressed();
+  });
+  const info = await get<Info>('info');
+  model.info = info;
+  byId('version').textContent = `mammoseg ${info.version}${info.bundle ? ` · weights ${info.bundle.name}` : ''}`;
+  sources.offerServers(info.dicomweb);
+  performance.mark('info');
+  await model.refresh();
+  await jobs.watch();
+}
+
+/** The pixel under the pointer: which it is, where in mm, and its stored value. */
+function showReadout(model: Model): void {
+  const readout = byId('readout');
+  const { pointed } = model;
+  if (!pointed) {
+    readout.textContent = '';
+    return;
+  }
+  const { entry, column, row } = pointed;
+  const { spacing_mm, rescale } = entry.record;
+  const value = model.pixels.value(entry.record, column, row);
+  const parts = [entry.name, `column ${column}, row ${row}`];
+  if (spacing_mm)
+    parts.push(`${((column + 0.5) * spacing_mm[1]).toFixed(1)} × ${((row + 0.5) * spacing_mm[0]).toFixed(1)} mm`);
+  parts.push(`stored value ${value ?? '…'}`);
+  if (value !== null && (rescale.slope !== 1 || rescale.intercept !== 0)) {
+    parts.push(`rescaled ${value * rescale.slope + rescale.intercept}`);
+  }
+  readout.textContent = parts.join('  ·  ');
+}
+
+main().catch((error: Error) => {
+  byId('stage').replaceChildren(h('p', { class: 'fatal', role: 'alert' }, `The viewer cannot start: ${error.message}`));
+});

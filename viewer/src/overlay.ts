@@ -1,0 +1,199 @@
+/** What is drawn over an image: fusion mask, single-scale detections, candidates, lesions, truth. Native frame in, screen out. */
+
+import type { Candidate, Layers, Lesion, Truth } from './api';
+import { type Box, type Point, type Size, toScreen, type View } from './geometry';
+
+export const LESION = '#ffb020';
+export const CANDIDATE = '#7cc4ff';
+export const TRUTH = '#5ee08a';
+/** One colour for each single scale, told apart also by those who see few colours (after Okabe and Ito). */
+export const SCALES = ['#56b4e9', '#f0e442', '#cc79a7', '#e69f00', '#00b894', '#b39ddb', '#d55e00', '#a3a3a3'];
+
+export interface Drawing {
+  readonly lesions: readonly Lesion[];
+  readonly candidates: readonly Candidate[];
+  readonly layers: Layers | null;
+  readonly truth: Truth | null;
+  readonly selected: number | null;
+  readonly show: {
+    contours: boolean;
+    boxes: boolean;
+    candidates: boolean;
+    labels: boolean;
+    mask: boolean;
+    scales: readonly boolean[];
+  };
+  readonly opacity: number;
+}
+
+/** Draws on a canvas that covers the pane. ratio: device pixels for one CSS pixel. */
+export function drawOverlay(canvas: HTMLCanvasElement, pane: Size, view: View, ratio: number, drawing: Drawing | null) {
+  const [width, height] = [Math.round(pane.width * ratio), Math.round(pane.height * ratio)];
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  const context = canvas.getContext('2d');
+  if (!context) return;
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.clearRect(0, 0, width, height);
+  if (!drawing) return;
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.globalAlpha = drawing.opacity;
+  new Pen(context, pane, view).all(drawing);
+}
+
+type FusionMask = NonNullable<Layers['fusion_mask']>;
+
+class Pen {
+  constructor(
+    private readonly context: CanvasRenderingContext2D,
+    private readonly pane: Size,
+    private readonly view: View,
+  ) {}
+
+  all(drawing: Drawing): void {
+    const { lesions, candidates, layers, truth, selected, show, opacity } = drawing;
+    if (layers?.fusion_mask && show.mask) this.mask(layers.fusion_mask, layers.lambda, opacity);
+    layers?.scales.forEach((scale, k) => {
+      if (!show.scales[k]) return;
+      for (const found of scale.detections) this.scored(found, SCALES[k % SCALES.length] as string, [], show.labels);
+    });
+    if (show.candidates) for (const found of candidates) this.scored(found, CANDIDATE, [5, 4], show.labels);
+    for (const mass of truth?.lesions ?? []) this.truth(mass);
+    for (const lesion of lesions) this.lesion(lesion, lesion.id === selected, show);
+    if (show.labels) this.labels(lesions, selected);
+  }
+
+  private lesion(lesion: Lesion, selected: boolean, show: Drawing['show']): void {
+    if (show.contours) this.outline(lesion.contour_xy, LESION, selected ? 2.5 : 1.75);
+    if (show.boxes || (selected && !show.contours)) this.box(lesion.box_xyxy, LESION, [], selected ? 2 : 1);
+    if (!selected) return;
+    const [x1, y1, x2, y2] = this.rectangle(lesion.box_xyxy);
+    this.corners([x1 - 6, y1 - 6, x2 + 6, y2 + 6]);
+  }
+
+  /** Four corner marks around the selected lesion, which cover nothing of it. */
+  private corners([x1, y1, x2, y2]: Box): void {
+    const arm = Math.max(6, Math.min(16, (x2 - x1) / 4));
+    this.context.beginPath();
+    for (const [x, y, dx, dy] of [
+      [x1, y1, 1, 1],
+      [x2, y1, -1, 1],
+      [x1, y2, 1, -1],
+      [x2, y2, -1, -1],
+    ] as const) {
+      this.context.moveTo(x + dx * arm, y);
+      this.context.lineTo(x, y);
+      this.context.lineTo(x, y + dy * arm);
+    }
+    this.stroke('#ffffff', 1.5, []);
+  }
+
+  private truth(mass: Truth['lesions'][number]): void {
+    if (mass.contours_xy.length === 0) this.box(mass.box_xyxy, TRUTH, [7, 3], 1.5);
+    for (const contour of mass.contours_xy) this.outline(contour, TRUTH, 1.5, [7, 3]);
+  }
+
+  private scored({ box_xyxy, score }: Candidate, colour: string, dash: number[], labelled: boolean): void {
+    this.box(box_xyxy, colour, dash, 1.25);
+    if (!labelled) return;
+    const [x1, , , y2] = this.rectangle(box_xyxy);
+    this.text(score.toFixed(2), x1, y2 + 13, colour, 11);
+  }
+
+  /** M_s of Eq. 1 as colour, on the cells where it is constant; what reaches λ has a white rim. */
+  private mask({ x_edges, y_edges, values }: FusionMask, lambda: number, opacity: number): void {
+    const cell = (row: number, column: number) => values[row]?.[column] ?? 0;
+    const reaches = (row: number, column: number) => cell(row, column) > 0 && cell(row, column) >= lambda - 1e-9;
+    const { context } = this;
+    const rim = new Path2D();
+    for (let row = 0; row + 1 < y_edges.length; row++) {
+      for (let column = 0; column + 1 < x_edges.length; column++) {
+        const value = cell(row, column);
+        if (value <= 0) continue;
+        const box = [x_edges[column], y_edges[row], x_edges[column + 1], y_edges[row + 1]] as unknown as Box;
+        const [x1, y1, x2, y2] = this.rectangle(box);
+        context.globalAlpha = 0.45 * opacity;
+        context.fillStyle = heat(value);
+        context.fillRect(x1, y1, x2 - x1, y2 - y1);
+        if (!reaches(row, column)) continue;
+        const [before, after] = this.view.mirrored ? [column + 1, column - 1] : [column - 1, column + 1];
+        if (!reaches(row, before)) line(rim, x1, y1, x1, y2);
+        if (!reaches(row, after)) line(rim, x2, y1, x2, y2);
+        if (!reaches(row - 1, column)) line(rim, x1, y1, x2, y1);
+        if (!reaches(row + 1, column)) line(rim, x1, y2, x2, y2);
+      }
+    }
+    context.globalAlpha = opacity;
+    context.setLineDash([]);
+    context.strokeStyle = '#ffffff';
+    context.lineWidth = 1.5;
+    context.stroke(rim);
+  }
+
+  /** Number, score and size beside each lesion, above its box, or below where there is no room. */
+  private labels(lesions: readonly Lesion[], selected: number | null): void {
+    for (const lesion of lesions) {
+      const [x1, y1, , y2] = this.rectangle(lesion.box_xyxy);
+      const size = sizeOf(lesion);
+      const text = `${lesion.id}  ${lesion.score.toFixed(2)}${size ? `  ${size}` : ''}`;
+      this.text(text, x1, y1 > 24 ? y1 - 9 : y2 + 19, lesion.id === selected ? '#ffffff' : LESION, 13);
+    }
+  }
+
+  private text(text: string, x: number, y: number, colour: string, height: number): void {
+    const { context, pane } = this;
+    context.font = `600 ${height}px system-ui, sans-serif`;
+    const width = context.measureText(text).width;
+    const left = Math.min(Math.max(x, 2), pane.width - width - 6);
+    context.fillStyle = 'rgba(0, 0, 0, 0.65)';
+    context.fillRect(left - 3, y - height, width + 6, height + 4);
+    context.fillStyle = colour;
+    context.fillText(text, left, y);
+  }
+
+  private outline(points: readonly Point[], colour: string, width: number, dash: number[] = []): void {
+    this.context.beginPath();
+    for (const point of points) this.context.lineTo(...(toScreen(this.view, this.pane, point) as [number, number]));
+    this.context.closePath();
+    this.stroke(colour, width, dash);
+  }
+
+  private box(box: Box, colour: string, dash: number[], width: number): void {
+    const [x1, y1, x2, y2] = this.rectangle(box);
+    this.context.beginPath();
+    this.context.rect(x1, y1, x2 - x1, y2 - y1);
+    this.stroke(colour, width, dash);
+  }
+
+  private stroke(colour: string, width: number, dash: number[]): void {
+    this.context.setLineDash(dash);
+    this.context.strokeStyle = colour;
+    this.context.lineWidth = width;
+    this.context.lineJoin = 'round';
+    this.context.stroke();
+  }
+
+  /** A native box on the screen, left side first also where the image is mirrored. */
+  private rectangle([x1, y1, x2, y2]: Box): Box {
+    const [ax, ay] = toScreen(this.view, this.pane, [x1, y1]);
+    const [bx, by] = toScreen(this.view, this.pane, [x2, y2]);
+    return [Math.min(ax, bx), ay, Math.max(ax, bx), by];
+  }
+}
+
+function line(path: Path2D, x1: number, y1: number, x2: number, y2: number): void {
+  path.moveTo(x1, y1);
+  path.lineTo(x2, y2);
+}
+
+/** From violet (0) over red to yellow (1): lightness grows with the value. */
+export function heat(value: number): string {
+  const v = Math.min(Math.max(value, 0), 1);
+  return `hsl(${Math.round(280 + 130 * v) % 360} 95% ${Math.round(35 + 27 * v)}%)`;
+}
+
+/** Long by short axis in mm, or null where the spacing is unknown. */
+export function sizeOf(lesion: Lesion): string | null {
+  const { long_axis_mm, short_axis_mm } = lesion;
+  if (long_axis_mm === null) return null;
+  return `${long_axis_mm.toFixed(1)}${short_axis_mm === null ? '' : ` × ${short_axis_mm.toFixed(1)}`} mm`;
+}

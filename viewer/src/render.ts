@@ -1,0 +1,220 @@
+/**
+ * Drawing an image into its pane with Cornerstone3D: stored values in, the library does window, scale and position.
+ *
+ * The library's world is the native frame (pixel edges; one unit a native pixel), mirrored images with x' = width - x. Its two
+ * ways of drawing place a pixel differently: WebGL by its centre, the CPU by its top-left corner; `originOf` allows for that.
+ * A level of halved size is an image of its own with larger pixels in the same world, shown when the view needs no finer one.
+ */
+
+import {
+  cache,
+  Enums,
+  getRenderingEngine,
+  imageLoader,
+  init,
+  metaData,
+  RenderingEngine,
+  type StackViewport,
+  setUseCPURendering,
+  type Types,
+  utilities,
+} from '@cornerstonejs/core';
+import type { ImageRecord } from './api';
+import type { Size, View } from './geometry';
+import { mirrored, type Plane } from './pixels';
+import { bounds, type Window } from './window';
+
+const ENGINE = 'mammoseg';
+const SCHEME = 'plane';
+
+interface Shown {
+  readonly plane: Plane;
+  readonly image: ImageRecord;
+  readonly size: Size;
+  readonly mirrored: boolean;
+}
+
+const shown = new Map<string, Shown>();
+let onCpu = false;
+
+/** Starts the library. WebGL is used where hardware runs it; software WebGL is slower than drawing on the CPU. */
+export async function startRendering(wanted: string | null): Promise<'webgl' | 'cpu'> {
+  onCpu = wanted === 'webgl' ? false : wanted === 'cpu' || !hasFastWebGl();
+  setUseCPURendering(onCpu);
+  await init();
+  setUseCPURendering(onCpu);
+  imageLoader.registerImageLoader(SCHEME, (id) => ({ promise: Promise.resolve(imageOf(id)) }) as never);
+  metaData.addProvider(describe, 10000);
+  new RenderingEngine(ENGINE);
+  return onCpu ? 'cpu' : 'webgl';
+}
+
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+
+function hasFastWebGl(): boolean {
+  const context = document.createElement('canvas').getContext('webgl2', { failIfMajorPerformanceCaveat: true });
+  if (!context) return false;
+  const names = context.getExtension('WEBGL_debug_renderer_info');
+  const renderer = String(context.getParameter(names?.UNMASKED_RENDERER_WEBGL ?? context.RENDERER));
+  context.getExtension('WEBGL_lose_context')?.loseContext();
+  return !SOFTWARE.test(renderer);
+}
+
+function originOf({ plane, size, mirrored }: Shown): [number, number, number] {
+  const step = 2 ** plane.level;
+  const left = mirrored ? size.width - plane.width * step : 0;
+  const half = onCpu ? 0 : step / 2;
+  return [left + half, half, 0];
+}
+
+function imageOf(id: string): Types.IImage {
+  const entry = shown.get(id);
+  if (!entry) throw new Error(`no plane ${id}`);
+  const plane = entry.mirrored ? mirrored(entry.plane) : entry.plane;
+  const { values, width, height } = plane;
+  const step = 2 ** plane.level;
+  const { slope, intercept } = entry.image.rescale;
+  return {
+    imageId: id,
+    minPixelValue: plane.lowest,
+    maxPixelValue: plane.highest,
+    slope,
+    intercept,
+    windowCenter: 0,
+    windowWidth: 1,
+    voiLUTFunction: Enums.VOILUTFunctionType.LINEAR,
+    getPixelData: () => values,
+    getCanvas: undefined as never,
+    rows: height,
+    columns: width,
+    height,
+    width,
+    color: false,
+    rgba: false,
+    numberOfComponents: 1,
+    columnPixelSpacing: step,
+    rowPixelSpacing: step,
+    sliceThickness: 1,
+    invert: false,
+    photometricInterpretation: 'MONOCHROME2',
+    sizeInBytes: values.byteLength,
+    dataType: values instanceof Int16Array ? 'Int16Array' : 'Uint16Array',
+    voxelManager: utilities.VoxelManager.createImageVoxelManager({
+      width,
+      height,
+      scalarData: values,
+      numberOfComponents: 1,
+    }),
+  } as Types.IImage;
+}
+
+function describe(type: string, id: string): object | undefined {
+  const entry = shown.get(id);
+  if (!entry) return undefined;
+  const { plane, image } = entry;
+  const step = 2 ** plane.level;
+  switch (type) {
+    case 'imagePlaneModule':
+      return {
+        rows: plane.height,
+        columns: plane.width,
+        imageOrientationPatient: [1, 0, 0, 0, 1, 0],
+        rowCosines: [1, 0, 0],
+        columnCosines: [0, 1, 0],
+        imagePositionPatient: originOf(entry),
+        rowPixelSpacing: step,
+        columnPixelSpacing: step,
+        pixelSpacing: [step, step],
+        frameOfReferenceUID: image.image_id,
+        usingDefaultValues: false,
+      };
+    case 'imagePixelModule':
+      return {
+        bitsAllocated: 16,
+        bitsStored: 16,
+        highBit: 15,
+        pixelRepresentation: plane.values instanceof Int16Array ? 1 : 0,
+        samplesPerPixel: 1,
+        photometricInterpretation: 'MONOCHROME2',
+      };
+    case 'generalSeriesModule':
+      return { modality: 'MG' };
+    case 'modalityLutModule':
+      return { rescaleSlope: image.rescale.slope, rescaleIntercept: image.rescale.intercept };
+    default:
+      return undefined;
+  }
+}
+
+let count = 0;
+
+/** One place on the screen where an image is drawn. `drawn` is called whenever the library has drawn. */
+export class Renderer {
+  private readonly name = `pane-${count++}`;
+  private current: string | null = null;
+  private coming: string | null = null;
+
+  constructor(
+    private readonly element: HTMLDivElement,
+    drawn: () => void,
+  ) {
+    engine().enableElement({ viewportId: this.name, element, type: Enums.ViewportType.STACK });
+    element.addEventListener(Enums.Events.IMAGE_RENDERED, drawn);
+  }
+
+  /** Takes a plane to be drawn from now on; resolves when it can be, or when another one was asked for meanwhile. */
+  async show(image: ImageRecord, size: Size, plane: Plane, isMirrored: boolean): Promise<void> {
+    const id = `${SCHEME}:${image.image_id}/${plane.level}${isMirrored ? '/mirrored' : ''}`;
+    if (id === this.coming) return;
+    this.coming = id;
+    shown.set(id, { plane, image, size, mirrored: isMirrored });
+    await this.viewport.setStack([id], 0);
+    if (this.coming === id) this.current = id;
+  }
+
+  /** Draws the image as `view` says, at the next frame, if a plane of it can be drawn already. */
+  draw(imageId: string, view: View, window: Window, inverted: boolean): void {
+    const entry = this.current === null ? undefined : shown.get(this.current);
+    if (entry?.image.image_id !== imageId || this.element.clientWidth === 0) return;
+    const viewport = this.viewport;
+    const { lower, upper } = bounds(window);
+    viewport.setProperties({ voiRange: { lower, upper }, invert: inverted });
+    const u = entry.mirrored ? entry.size.width - view.x : view.x;
+    if (onCpu) {
+      const scale = view.scale * devicePixelRatio * 2 ** entry.plane.level;
+      viewport.setCamera({ focalPoint: [u, view.y, 0], scale } as Types.ICamera);
+    } else {
+      const { position, focalPoint } = viewport.getCamera();
+      viewport.setCamera({
+        focalPoint: [u, view.y, focalPoint?.[2] ?? 0],
+        position: [u, view.y, position?.[2] ?? -1],
+        parallelScale: this.element.clientHeight / 2 / view.scale,
+      });
+    }
+    viewport.render();
+  }
+
+  /** Gives the place back. */
+  end(): void {
+    engine().disableElement(this.name);
+  }
+
+  private get viewport(): StackViewport {
+    return engine().getViewport(this.name) as StackViewport;
+  }
+}
+
+function engine(): RenderingEngine {
+  return getRenderingEngine(ENGINE) as RenderingEngine;
+}
+
+/** Takes on the new sizes of all places. */
+export function resizeRenderers(): void {
+  engine().resize(true, true);
+}
+
+/** Forgets every plane that has been shown, as another study comes. */
+export function forgetPlanes(): void {
+  shown.clear();
+  cache.purgeCache();
+}
