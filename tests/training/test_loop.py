@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mammoseg.errors import ConfigError, TrainingError, UsageError
 from mammoseg.training.checkpoint import latest_checkpoint
 from mammoseg.training.curve import read_curve
+from mammoseg.training.curve_plot import plot_curve
 from mammoseg.training.loop import LoopConfig, fit, learning_rate
 from mammoseg.training.seeding import batch_indices, generator
 
@@ -211,3 +212,14 @@ if result.is_main:
     assert done.stdout.count("main 6") == 1
     rows = read_curve(tmp_path / "out/curve.csv")
     assert [r[0] for r in rows if r[2] == "loss"] == [2, 4, 6]
+
+
+def test_the_picture_of_a_curve_shows_every_metric_and_is_the_same_for_the_same_rows(tmp_path: Path) -> None:
+    fit(TinyTask(), CONFIG, tmp_path / "out", resume=False)
+    drawn = (tmp_path / "out/curve.svg").read_text()
+    for words in (">loss<", ">mean<", ">one<", ">validation<", ">step<"):
+        assert words in drawn
+    plot_curve(tmp_path / "out/curve.csv", tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == drawn
+    with pytest.raises(TrainingError, match="no rows"):
+        plot_curve(tmp_path / "missing.csv", tmp_path / "none.svg")

@@ -19,6 +19,7 @@ from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.training.batches import prefetched, share_of, to_device
 from mammoseg.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from mammoseg.training.curve import Curve, ProgressLine
+from mammoseg.training.curve_plot import plot_curve
 from mammoseg.training.devices import environment
 from mammoseg.training.identity import admit
 from mammoseg.training.seeding import seed_all
@@ -151,10 +152,10 @@ def fit(
 ) -> FitResult:
     """Trains `task.model` and returns its averaged weights.
 
-    out: gets `curve.csv`, TensorBoard events in `tensorboard/` and `checkpoints/`. resume: go on from the newest checkpoint,
-    which must be of the same `identity` (see `admit`); without it an `out` that holds checkpoints is refused. Killed at any
-    moment and resumed, a run gives the same curve. Raises UsageError as `admit`, TrainingError
-    where the loss is not finite; the last checkpoint is kept.
+    out: gets `curve.csv` and its picture `curve.svg`, TensorBoard events in `tensorboard/` and `checkpoints/`. resume: go on
+    from the newest checkpoint, which must be of the same `identity` (see `admit`); without it an `out` that holds checkpoints
+    is refused. Killed at any moment and resumed, a run gives the same curve. Raises UsageError as `admit`, TrainingError where
+    the loss is not finite; the last checkpoint is kept.
     """
     checkpoints = out / "checkpoints"
     identity = dict(identity or {})
@@ -217,6 +218,7 @@ def fit(
     if curve and line:
         curve.close()
         line.close()
+        plot_curve(out / "curve.csv", out / "curve.svg")
     final = {k: v.detach().cpu().clone() for k, v in ema.items()}
     metrics = history[-1][1] if history else {}
     computed_on = environment(fabric.device, config.devices, precision)
