@@ -14,6 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
+from starlette.types import Receive, Scope, Send
 
 from mammoseg import __version__
 from mammoseg.apps.server import models, routes_images, routes_work
@@ -72,8 +74,32 @@ def make_app(settings: ServerSettings) -> App:
     app.add_exception_handler(ImageError, _image_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    if settings.token is not None:
+        _say_token(app)
+    _close_api(app)
     _serve_viewer(app)
     return Guard(app, settings)
+
+
+def _close_api(app: FastAPI) -> None:
+    """What is asked of the service and is none of its routes: 405 with the methods of that path, or 404."""
+    paths = app.openapi()["paths"]
+    ours = [(compile_path(path)[0], {m.upper() for m in operations}) for path, operations in paths.items()]
+
+    async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        methods = {m for path, methods in ours if path.match(scope["path"]) for m in methods}
+        if methods:
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
+        raise HTTPException(404)
+
+    app.mount(API, nothing)
+
+
+def _say_token(app: FastAPI) -> None:
+    """Has the OpenAPI document say that the token is asked for (`guard` does the asking)."""
+    document = app.openapi()
+    document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"token": []}]
 
 
 def _serve_viewer(app: FastAPI) -> None:
@@ -108,7 +134,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _image_error(request: Request, error: Exception) -> Response:
-    return _answer(422, "no_picture", str(error))
+    return _answer(409, "no_picture", str(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

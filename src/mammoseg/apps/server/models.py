@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["processed", "rejected", "failed", "pending"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+Id = Annotated[str, Field(pattern="^[0-9a-f]{24}$")]
 FusionMethod = Literal["msf", "wbf", "nms", "none"]
 
 
@@ -163,7 +164,7 @@ class JobRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    images: list[str] | Literal["all"]
+    images: Annotated[list[Id], Field(min_length=1, max_length=100_000)] | Literal["all"]
     settings: JobSettings = JobSettings()
 
 

@@ -37,7 +37,7 @@ def refusals(**words: str) -> dict[int | str, dict[str, Any]]:
 
 
 NOT_FOUND = refusals(s404="There is no such thing here")
-ASIDE = refusals(s503="The server is ending", s504="It took too long")
+ASIDE = refusals(s409="The image cannot be used: the message says why", s503="The server is ending", s504="It took too long")
 
 
 def _binary(*kinds: str) -> dict[int | str, dict[str, Any]]:
@@ -78,7 +78,6 @@ def studies(here: Here) -> list[models.Study]:
         **_binary("application/zip", "application/dicom"),
         **NOT_FOUND,
         **ASIDE,
-        **refusals(s409="No report can be made of these images"),
     },
 )
 async def study_result(here: Here, study_id: StudyId, format: StudyFormat) -> Response:
@@ -122,7 +121,7 @@ def pixels(here: Here, request: Request, image_id: ImageId, level: Annotated[int
     """Stored values, little-endian u16 or i16, row by row. Each level halves rows and columns (rounded up).
 
     Headers: X-Height, X-Width, X-Signed (0 or 1), X-Window-Center, X-Window-Width (modality values),
-    X-Photometric-Interpretation, ETag. Status 422 where the image cannot be shown.
+    X-Photometric-Interpretation, ETag. Status 409 where the image cannot be shown.
     """
     entry = here.catalogue.entry(image_id)
     path = entry.path
@@ -149,10 +148,10 @@ def findings(here: Here, image_id: ImageId) -> Response:
 
 @router.get(
     "/images/{image_id}/layers",
-    responses={200: {"model": models.Layers}, **NOT_FOUND, **ASIDE, **refusals(s409="There are no weights")},
+    responses={200: {"model": models.Layers}, **NOT_FOUND, **ASIDE},
 )
 async def layers(here: Here, image_id: ImageId) -> Response:
-    """The detections at each scale and the fusion mask M_s, worked out with the pipeline. Status 422 where that cannot be."""
+    """The detections at each scale and the fusion mask M_s, worked out with the pipeline."""
     entry = await run_in_threadpool(here.catalogue.entry, image_id)
     async with here.layers_gate:
         data = await run_in_threadpool(_layers, here, entry)

@@ -31,7 +31,7 @@ _FORM = {
         },
     }
 }
-_QUEUE = refusals(s409="There are no weights", s503="Too many jobs are waiting")
+_QUEUE = refusals(s409="There are no weights, or no images", s503="Too many jobs are waiting")
 _SERVERS = refusals(s404="No DICOMweb server was named", s502="The DICOMweb server fails", s504="It does not answer")
 
 
@@ -85,7 +85,7 @@ def start_job(here: Here, wanted: models.JobRequest) -> models.JobStarted:
         if any(here.catalogue.entry(i).path is None for i in ids):
             raise not_found("image file")
     if not ids:
-        raise ApiError(422, "no_images", "there are no images to analyse")
+        raise ApiError(409, "no_images", "there are no images to analyse")
     return models.JobStarted(job_id=here.jobs.submit(ids, {"sets": sets_of(wanted.settings)}))
 
 

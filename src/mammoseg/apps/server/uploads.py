@@ -17,7 +17,8 @@ from mammoseg.apps.server.models import Refusal
 from mammoseg.apps.server.parts import Received, Room, file_for, harmless
 from mammoseg.apps.server.settings import MIB, Limits
 from mammoseg.apps.server.store import Store
-from mammoseg.io.load import file_sha256, is_candidate_file
+from mammoseg.io.atomic import hash_file
+from mammoseg.io.load import is_candidate_file
 from mammoseg.io.stored import read_header
 
 _RATIO_MAX = 100  # unpacked : packed; mammograms reach 10
@@ -81,7 +82,7 @@ class Uploads:
         return int(self._store.rows("SELECT COALESCE(SUM(size), 0) AS n FROM images")[0]["n"])
 
     def _keep(self, file: Received) -> str:
-        image_id = self._store.opaque("content", file_sha256(file.path))
+        image_id = self._store.opaque("content", hash_file(file.path))
         target = self._folder / image_id
         with self._lock:
             if not self._store.rows("SELECT 1 FROM images WHERE image_id = ?", image_id):
