@@ -66,7 +66,8 @@ def test_a_bad_file_is_findings_with_a_reason_and_a_missing_one_an_error(tiny_bu
     assert failed.reason
     assert failed.image.file_sha256
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((400, 300), np.uint8))
-    assert pipeline.analyze_file(tmp_path / "black.png").status == "rejected"
+    rejected = pipeline.analyze_file(tmp_path / "black.png")
+    assert (rejected.status, rejected.image.height, rejected.image.width) == ("rejected", 400, 300)
     with pytest.raises(NotAMammogramError):
         pipeline.analyze_array(np.zeros((400, 300), np.uint8))
     with pytest.raises(UsageError, match="expected a file"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mammoseg._version import __version__
+
 if TYPE_CHECKING:
     from mammoseg.pipeline import Pipeline as Pipeline
     from mammoseg.pipeline import load as load
 
-__version__ = "0.1.0"
 __all__ = ["Pipeline", "__version__", "load"]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.errors import BundleError
+from mammoseg.io.atomic import hash_file as hash_file
 
 FORMAT = 1
 NETWORKS = ("detector", "segmenter")
@@ -146,12 +147,6 @@ def write_sums(directory: Path) -> str:
     text = "".join(f"{hash_file(p)}  {p.name}\n" for p in files)
     (directory / SUMS).write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_if_readable(path: Path) -> str | None:

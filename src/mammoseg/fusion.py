@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.geometry import box_area, box_iou, clip_boxes
+from mammoseg.geometry import box_area, box_iou, clip_boxes, nms
 from mammoseg.types import Boxes, Detections, Size
 
 TOLERANCE = 1e-9
@@ -198,13 +198,7 @@ def candidates(
 
 def suppress(detections: Detections, iou: float) -> Detections:
     """Greedy non-maximum suppression, best first: a box goes where its IoU with a kept, better one exceeds `iou`."""
-    ranked = detections.best_first()
-    overlap = box_iou(ranked.boxes, ranked.boxes) > iou
-    alive = np.ones(len(ranked), dtype=bool)
-    for i in range(len(ranked)):
-        if alive[i]:
-            alive[i + 1 :] &= ~overlap[i, i + 1 :]
-    return ranked.select(alive)
+    return detections.select(nms(detections.boxes, detections.scores, iou))
 
 
 def _weighted(per_scale: Sequence[Detections], iou: float) -> Detections:

@@ -191,6 +191,43 @@ def box_iou(a: ArrayLike, b: ArrayLike) -> Array:
     return iou
 
 
+def nms(boxes: ArrayLike, scores: ArrayLike, iou_max: float) -> NDArray[np.int64]:
+    """Greedy non-maximum suppression: indices of the boxes f64[N, 4] kept, best score f64[N] first, equal ones in order.
+
+    A box goes where its IoU with a kept, better one exceeds `iou_max`.
+
+    >>> nms([[0, 0, 4, 4], [0, 0, 4, 3], [8, 8, 9, 9]], [0.5, 0.7, 0.6], 0.45).tolist()
+    [1, 2]
+    """
+    b = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    overlap = box_iou(b[order], b[order]) > iou_max
+    alive = np.ones(len(order), dtype=np.bool_)
+    for i in range(len(order)):
+        if alive[i]:
+            alive[i + 1 :] &= ~overlap[i, i + 1 :]
+    kept: NDArray[np.int64] = order[alive]
+    return kept
+
+
+def ellipse_in(box: ArrayLike) -> tuple[Array, tuple[int, int]]:
+    """The ellipse inscribed in a box `xyxy`: f64[h, w], 0 on it, above inside, sampled at pixel centres; origin (row, column).
+
+    The window is the box rounded outward, a pixel at least.
+
+    >>> field, origin = ellipse_in([1, 0, 5, 4])
+    >>> (field >= 0).astype(int).tolist(), origin
+    ([[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]], (0, 1))
+    """
+    x1, y1, x2, y2 = (float(v) for v in np.asarray(box, dtype=np.float64).reshape(4))
+    left, top = int(np.floor(x1)), int(np.floor(y1))
+    right, bottom = max(int(np.ceil(x2)), left + 1), max(int(np.ceil(y2)), top + 1)
+    across = (np.arange(left, right) + 0.5 - (x1 + x2) / 2) / max((x2 - x1) / 2, 0.5)
+    down = (np.arange(top, bottom) + 0.5 - (y1 + y2) / 2) / max((y2 - y1) / 2, 0.5)
+    field: Array = 1.0 - np.hypot(across[None, :], down[:, None])
+    return field, (top, left)
+
+
 def mask_box(mask: NDArray[np.bool_], origin_px: tuple[int, int] = (0, 0)) -> tuple[float, float, float, float]:
     """The tight `xyxy` box of a mask whose top-left pixel is at `origin_px` (row, column) of the image."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mammoseg import __version__
+from mammoseg._version import __version__
 from mammoseg.bundle import Bundle
 from mammoseg.runtime import runtime_version
 

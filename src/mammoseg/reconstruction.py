@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mammoseg.geometry import Transform, box_area, clip_boxes, mask_box
+from mammoseg.geometry import Transform, box_area, clip_boxes, ellipse_in, mask_box
 from mammoseg.types import BoolMask, CropMask, Detections, Lesion, Mammogram, Size, Spacing
 
 Points = NDArray[np.float64]
@@ -178,15 +178,10 @@ def _segmented(
 def _ellipse(box: tuple[float, float, float, float], size: Size) -> tuple[NDArray[np.float32], BoolMask, tuple[int, int]]:
     """The ellipse inscribed in the box as far as it lies in the image; at least the pixel nearest to its centre."""
     x1, y1, x2, y2 = clip_boxes([box], size)[0]
-    left, top = min(int(x1), size[1] - 1), min(int(y1), size[0] - 1)
-    right, bottom = max(int(np.ceil(x2)), left + 1), max(int(np.ceil(y2)), top + 1)
-    half_x, half_y = max((x2 - x1) / 2, 0.5), max((y2 - y1) / 2, 0.5)
-    across = (np.arange(left, right) + 0.5 - (x1 + x2) / 2) / half_x
-    down = (np.arange(top, bottom) + 0.5 - (y1 + y2) / 2) / half_y
-    field = (1.0 - np.hypot(across[None, :], down[:, None])).astype(np.float32)
+    field, origin = ellipse_in((min(x1, size[1] - 1), min(y1, size[0] - 1), x2, y2))
     if not (field >= 0).any():
         field[np.unravel_index(int(field.argmax()), field.shape)] = 0.5
-    return _tight(field, field >= 0, (top, left))
+    return _tight(field.astype(np.float32), field >= 0, origin)
 
 
 def _merge(regions: list[_Region], share: float) -> list[_Region]:

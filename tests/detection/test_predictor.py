@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from mammoseg.detection.predictor import Detector, DetectorSpec, decode, nms
-from mammoseg.geometry import box_iou
+from mammoseg.detection.predictor import Detector, DetectorSpec, decode
+from mammoseg.geometry import box_iou, nms
 from mammoseg.preprocessing.resize import FrameConfig, measure, network_frame
 from mammoseg.types import Mammogram
 
@@ -64,8 +64,8 @@ def test_nms_keeps_the_best_of_each_cluster() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30], [0, 0, 10, 5]], np.float64)
     scores = np.array([0.5, 0.9, 0.3, 0.8])
     # 0 overlaps 1 by 90/110; 3 overlaps 1 by 45/105 < 0.45 and stays.
-    assert nms(boxes, scores).tolist() == [1, 3, 2]
-    assert nms(np.zeros((0, 4)), np.zeros(0)).tolist() == []
+    assert nms(boxes, scores, 0.45).tolist() == [1, 3, 2]
+    assert nms(np.zeros((0, 4)), np.zeros(0), 0.45).tolist() == []
 
 
 def test_nms_equals_the_greedy_definition() -> None:
@@ -78,7 +78,7 @@ def test_nms_equals_the_greedy_definition() -> None:
         for i in np.argsort(-scores):
             if all(box_iou(boxes[i], boxes[j])[0, 0] <= 0.45 for j in kept):
                 kept.append(int(i))
-        assert nms(boxes, scores).tolist() == kept
+        assert nms(boxes, scores, 0.45).tolist() == kept
 
 
 class _SeesBrightest:

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
@@ -94,6 +97,13 @@ def save(ds: Dataset, path: Path, syntax: Any = ExplicitVRLittleEndian) -> Path:
         ds.file_meta.TransferSyntaxUID = syntax
     ds.save_as(path, enforce_file_format=True, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
     return path
+
+
+@pytest.fixture(scope="session")
+def lossless_syntaxes() -> list[Any]:
+    """Every lossless transfer syntax that `save` writes."""
+    plain = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+    return [*plain, RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless]
 
 
 @pytest.fixture

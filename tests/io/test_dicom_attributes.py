@@ -17,7 +17,8 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEnd
 
 from mammoseg.errors import DecodeError, MammosegError, NotAMammogramError, NotAnImageError
 from mammoseg.io import dicom_codec
-from mammoseg.io.load import file_sha256, load_mammogram
+from mammoseg.io.atomic import hash_file
+from mammoseg.io.load import load_mammogram
 
 Make = Callable[..., Path]
 
@@ -109,7 +110,7 @@ def test_identity(make_dicom: Make) -> None:
     path = make_dicom()
     mammogram = load_mammogram(path, "exam/a.dcm")
     assert mammogram.source == mammogram.image_id == "exam/a.dcm"
-    assert mammogram.file_sha256 == file_sha256(path)
+    assert mammogram.file_sha256 == hash_file(path)
     assert mammogram.presentation_intent == "FOR PRESENTATION"
     assert load_mammogram(path).source == "a.dcm"
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.geometry import box_area, box_iou, clip_boxes
+from mammoseg.geometry import box_area, clip_boxes, nms
 from mammoseg.preprocessing.resize import FrameConfig, FrameMeasure, measure, network_frame
 from mammoseg.types import Boxes, Detections, FloatImage, Mammogram, Size
 
@@ -87,19 +87,6 @@ def decode(
     return np.concatenate(boxes), np.concatenate(scores)
 
 
-def nms(boxes: Boxes, scores: NDArray[np.float64], iou_max: float = NMS_IOU) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression: indices kept, best score first; IoU above `iou_max` is too much."""
-    order = np.argsort(-scores, kind="stable")[:_MOST_BOXES]
-    overlap = box_iou(boxes[order], boxes[order]) > iou_max
-    alive = np.ones(len(order), dtype=np.bool_)
-    kept = []
-    for i in range(len(order)):
-        if alive[i]:
-            kept.append(order[i])
-            alive &= ~overlap[i]
-    return np.asarray(kept, dtype=np.int64)
-
-
 class Detector:
     """network: executes the exported detector. spec: its preprocessing, anchors and scales."""
 
@@ -138,7 +125,8 @@ class Detector:
         boxes = clip_boxes(transform.inverse(native).boxes(boxes), native)
         solid = np.flatnonzero(box_area(boxes) > 0)
         boxes, scores = boxes[solid], scores[solid]
-        kept = nms(boxes, scores, nms_iou)
+        best = np.argsort(-scores, kind="stable")[:_MOST_BOXES]
+        kept = best[nms(boxes[best], scores[best], nms_iou)]
         return Detections(boxes[kept], scores[kept].clip(0.0, 1.0), native, f"{size[1]}x{size[0]}")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mammoseg.geometry import ellipse_in
 from mammoseg.types import BoolMask, Spacing
 
 Placed = tuple[BoolMask, tuple[int, int]]
@@ -66,12 +67,8 @@ def union(masks: Sequence[Placed]) -> Placed:
 
 def inscribed_ellipse(box: tuple[float, float, float, float]) -> Placed:
     """The ellipse inscribed in a box `xyxy`: pixels whose centre is inside. The baseline every segmenter has to beat."""
-    x1, y1, x2, y2 = box
-    left, top = int(np.floor(x1)), int(np.floor(y1))
-    right, bottom = max(int(np.ceil(x2)), left + 1), max(int(np.ceil(y2)), top + 1)
-    across = (np.arange(left, right) + 0.5 - (x1 + x2) / 2) / max((x2 - x1) / 2, 0.5)
-    down = (np.arange(top, bottom) + 0.5 - (y1 + y2) / 2) / max((y2 - y1) / 2, 0.5)
-    return across[None, :] ** 2 + down[:, None] ** 2 <= 1.0, (top, left)
+    field, origin = ellipse_in(box)
+    return field >= 0, origin
 
 
 def surface_distances(a: Placed, b: Placed, spacing_mm: Spacing) -> tuple[float, float]:

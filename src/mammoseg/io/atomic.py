@@ -1,8 +1,9 @@
-"""Writing a file whole or not at all."""
+"""Files as bytes: written whole or not at all, and told by their hash."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -26,3 +27,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 hex digest of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.errors import DecodeError, NotAMammogramError, NotAnImageError, UsageError
+from mammoseg.io.atomic import hash_file
 from mammoseg.io.checks import check_content, check_shape, check_size
 from mammoseg.io.dicom import is_dicomdir, looks_like_dicom, read_dicom
 from mammoseg.io.raster import decode_raster, raster_kind, to_grey
@@ -69,7 +69,7 @@ def load_mammogram(path: Path, source: str | None = None) -> Mammogram:
     if kind == "other":
         raise NotAnImageError("expected a DICOM, PNG, TIFF, JPEG or PGM image, got another kind of file; give an image")
     try:
-        digest = file_sha256(path)
+        digest = hash_file(path)
         if kind == "dicom":
             return read_dicom(path, name, digest)
         if path.stat().st_size > _FILE_MAX:
@@ -130,9 +130,3 @@ def load_array(
         laterality=laterality,
         view_position=view_position,
     )
-
-
-def file_sha256(path: Path) -> str:
-    """The hex digest of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
