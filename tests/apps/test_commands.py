@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,13 @@ def test_demo_shows_what_it_found_and_what_to_open(tiny_bundle: Path, tmp_path: 
     result = run("demo", "--weights", tiny_bundle, "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     assert all(view in result.stdout for view in ("RCC", "LCC", "RMLO", "LMLO"))
-    assert "index.html" in result.stdout
+    page = tmp_path / "demo/index.html"
+    assert f"Open {page} in a browser" in result.stdout
+    assert [p.name for p in (tmp_path / "demo").iterdir() if p.is_file()] == ["index.html"]
+    links = re.findall(r'(?:href="|url=)([^"]+)"', page.read_text())
+    assert links == ["results/index.html"] * 2
+    sheet = (tmp_path / "demo/results/index.html").read_text()
+    assert all((tmp_path / "demo/results" / name).is_file() for name in re.findall(r'(?:href|src)="([^"]+)"', sheet))
     assert len(list((tmp_path / "demo/exam/images").glob("*.dcm"))) == 4
     assert len(list((tmp_path / "demo/results").glob("*/overlay.png"))) == 4
     assert (tmp_path / "demo/results/index.html").is_file()

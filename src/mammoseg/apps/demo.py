@@ -17,9 +17,16 @@ from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
 from mammoseg.datasets.phantom_files import write_exams
 from mammoseg.errors import UsageError
+from mammoseg.io.atomic import write_atomic
 from mammoseg.pipeline import settings_of
 
 SEED = 2
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=results/index.html">
+<title>mammoseg: demo</title></head>
+<body><p>The masses found in four synthetic mammograms: <a href="results/index.html">results/index.html</a></p></body></html>
+"""
+"""The one file to open in OUT: it leads on to the results' contact sheet."""
 
 
 @click.command()
@@ -69,7 +76,6 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
             table.add_row(image["source"], view, str(lesion["id"]), f"{lesion['score']:.2f}", size, where)
     print_table(table)
     click.echo("These are synthetic images and research software: nothing here is for clinical use.")
-    click.echo(
-        f"Open {results / 'index.html'} in a browser. The exam and its truth are in {exam}, pictures in {results}/*/overlay.png"
-    )
+    write_atomic(out / "index.html", _PAGE.encode())
+    click.echo(f"Open {out / 'index.html'} in a browser. The exam and its truth are in {exam}, all results in {results}.")
     return 0 if outcome.count("processed") == len(jobs) else EXIT_PARTLY
