@@ -118,7 +118,6 @@ ALL_WITH_FINDINGS = _dcm("111242", "All algorithms succeeded; with findings")
 NOT_ALL_WITHOUT_FINDINGS = _dcm("111243", "Not all algorithms succeeded; without findings")
 NOT_ALL_WITH_FINDINGS = _dcm("111244", "Not all algorithms succeeded; with findings")
 NONE_SUCCEEDED = _dcm("111245", "No algorithms succeeded; without findings")
-MEASUREMENT_NOT_ATTEMPTED = _dcm("114007", "Measurement not attempted")
 SOURCE_IMAGE = _dcm("121322", "Source image for image processing operation")
 SEGMENTATION = _dcm("113076", "Segmentation")
 

@@ -78,18 +78,12 @@ def time(relationship: str, name: Code, value: str) -> Dataset:
     return ds
 
 
-def num(relationship: str, name: Code, value: float | None, unit: Code, reason: Code | None = None) -> Dataset:
-    """A NUM. value: None where it could not be measured, with the reason as Numeric Value Qualifier."""
-    ds = _item(relationship, "NUM", name, ())
-    ds.MeasuredValueSequence = []
-    if value is None:
-        if reason is None:
-            raise ValueError("num: expected a reason for a value that is missing")
-        ds.NumericValueQualifierCodeSequence = [item(reason)]
-        return ds
+def num(relationship: str, name: Code, value: float, unit: Code) -> Dataset:
+    """A NUM."""
     measured = Dataset()
     measured.NumericValue = decimal(value)
     measured.MeasurementUnitsCodeSequence = [item(unit)]
+    ds = _item(relationship, "NUM", name, ())
     ds.MeasuredValueSequence = [measured]
     return ds
 

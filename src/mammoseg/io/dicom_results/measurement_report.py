@@ -46,7 +46,7 @@ def measurement_report(study: Study) -> Dataset:
             *_observer(study.maker),
             code(MODIFIER, codes.PROCEDURE_REPORTED, codes.IMAGING_PROCEDURE),
             _library(study.sources),
-            container(CONTAINS, codes.IMAGING_MEASUREMENTS, [*_algorithm(study.maker), *groups] if groups else []),
+            container(CONTAINS, codes.IMAGING_MEASUREMENTS, [*_algorithm(study.maker), *groups]),
             container(CONTAINS, codes.QUALITATIVE_EVALUATIONS, outcomes),
         ],
         template="1500",
@@ -91,7 +91,11 @@ def _described(source: SourceImage) -> list[Dataset]:
 
 
 def _group(lesion: Lesion, one: StudyImage, number: int, maker: Maker) -> Dataset:
-    """TID 1410: one lesion's region and measurements; where spacing is unknown these are there without a value."""
+    """TID 1410: one lesion's region and measurements.
+
+    Where spacing is unknown a comment says so in place of the sizes: a NUM without a value, which the standard would have,
+    is more than some readers can take.
+    """
     side = one.source.laterality
     modifiers = [] if side is None else [code(MODIFIER, codes.LATERALITY, codes.SIDE[side])]
     measured = (
@@ -99,18 +103,16 @@ def _group(lesion: Lesion, one: StudyImage, number: int, maker: Maker) -> Datase
         (codes.SHORT_AXIS, lesion.short_axis_mm, codes.MILLIMETER),
         (codes.AREA, lesion.area_mm2, codes.SQUARE_MILLIMETER),
     )
-    unknown = any(value is None for _, value, _ in measured)
-    reason = codes.MEASUREMENT_NOT_ATTEMPTED
     items = [
         text(OBSERVED, codes.TRACKING_IDENTIFIER, f"image {number} mass {lesion.id}"),
         uidref(OBSERVED, codes.TRACKING_UID, tracking_uid(lesion, one.source, maker)),
         code(CONTAINS, codes.FINDING, codes.MASS),
         scoord(CONTAINS, codes.IMAGE_REGION, closed_outline(lesion, one.size), [image(SELECTED, one.source)]),
         code(MODIFIER, codes.FINDING_SITE, codes.BREAST, modifiers),
-        *(num(CONTAINS, name, None if v is None else round(v, 4), unit, reason) for name, v, unit in measured),
+        *(num(CONTAINS, name, round(value, 4), unit) for name, value, unit in measured if value is not None),
         num(CONTAINS, codes.CERTAINTY_OF_FINDING, percent(lesion.score), codes.PERCENT),
     ]
-    if unknown:
+    if any(value is None for _, value, _ in measured):
         items.append(text(CONTAINS, codes.COMMENT, "Not measured: the source image does not tell its pixel spacing."))
     return container(CONTAINS, codes.MEASUREMENT_GROUP, items, template="1410")
 

@@ -80,15 +80,13 @@ def to_bytes(ds: Dataset, kind: Kind) -> bytes:
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     meta.ImplementationVersionName = f"MAMMOSEG_{ds.SoftwareVersions[0]}"[:16]
     ds.file_meta, ds.preamble = meta, b"\0" * 128
-    ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = derived_uid("instance")
-    content = hashlib.sha256(_encoded(ds)).hexdigest()
-    ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = derived_uid("instance", kind.name, content)
-    return _encoded(ds)
-
-
-def _encoded(ds: Dataset) -> bytes:
+    blank = derived_uid("instance")  # as long as the one that takes its place in file header and data set
+    ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = blank
     stream = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of character sets that the source names and nobody knows
         dcmwrite(stream, ds, enforce_file_format=True)
-    return stream.getvalue()
+    data = stream.getvalue()
+    uid = derived_uid("instance", kind.name, hashlib.sha256(data).hexdigest())
+    ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = uid
+    return data.replace(blank.encode(), uid.encode(), 2)
