@@ -80,8 +80,11 @@ def take_over(log: Log) -> None:
         logger.propagate = False
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
-            log("thread_ended", "error", error=type(args.exc_value).__name__, where=place_of(args.exc_value))
+        if args.exc_value is None:
+            return
+        of_peer = type(args.thread).__module__.startswith("pynetdicom")  # a peer broke the protocol; its connection is closed
+        event, level = ("association_broken", "warning") if of_peer else ("thread_ended", "error")
+        log(event, level, error=type(args.exc_value).__name__, where=place_of(args.exc_value))
 
     def of_process(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
         log("process_ended", "error", error=kind.__name__, where=place_of(value))
