@@ -22,7 +22,7 @@ from mammoseg.io import dicom_attributes as attributes
 from mammoseg.io.checks import check_size
 from mammoseg.io.dicom import open_dataset, padding_of, used_bits
 from mammoseg.io.dicom_codec import check_deflated, stored_values
-from mammoseg.io.grayscale import Grayscale, Window, table_of
+from mammoseg.io.grayscale import Grayscale, Lut, Window, table_of
 from mammoseg.io.load import sniff
 from mammoseg.io.raster import raster_size, stored_raster
 from mammoseg.types import Spacing
@@ -87,14 +87,17 @@ class StoredImage:
 
     @property
     def window(self) -> tuple[float, float]:
-        """(center, width) in modality values: the file's own window where it is of use, else what amounts to it."""
+        """(center, width) in modality values: the file's own window where it is of use, else what amounts to it.
+
+        A look-up table is approached by the window between its first and last greys.
+        """
         voi = self.grayscale.voi
         if isinstance(voi, Window) and self._shows(voi):
             return voi.center, voi.width
         grey = 1.0 - self.table if self.grayscale.inverted else self.table
         stored = np.arange(self.lowest, self.lowest + len(self.table), dtype=np.float64)
         values = stored if self.grayscale.modality_lut is not None else self.grayscale.modality(stored)
-        if self.grayscale.voi is None and self.grayscale.modality_lut is None:
+        if not isinstance(voi, Lut) and self.grayscale.modality_lut is None:
             return self._full_range(values, grey)
         inside = values[(grey > _EDGE) & (grey < 1.0 - _EDGE)]
         low, high = (float(inside.min()), float(inside.max())) if len(inside) else (float(values.min()), float(values.max()))
