@@ -26,7 +26,7 @@ from mammoseg.io.dicom_results.maker import NAME, Maker
 from mammoseg.io.dicom_results.objects import KINDS
 from mammoseg.io.dicom_results.shapes import closed_outline, percent, tracking_uid
 from mammoseg.io.dicom_results.source import SourceImage
-from mammoseg.io.dicom_results.studies import Study, StudyImage
+from mammoseg.io.dicom_results.studies import REMARK, Study, StudyImage
 from mammoseg.types import Lesion
 
 
@@ -37,7 +37,7 @@ def measurement_report(study: Study) -> Dataset:
         for number, one in enumerate(study.images, start=1)
         for lesion in one.findings.lesions
     ]
-    outcomes = [text(CONTAINS, codes.COMMENT, study.outcome(n)) for n in range(1, len(study.images) + 1)]
+    outcomes = [text(CONTAINS, codes.COMMENT, words) for words in (*study.outcomes(), REMARK)]
     root = container(
         None,
         codes.IMAGING_MEASUREMENT_REPORT,

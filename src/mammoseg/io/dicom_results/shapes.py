@@ -21,7 +21,7 @@ _CONTOUR_DIGITS = 2
 def closed_outline(lesion: Lesion, size: Size) -> Points:
     """The outline f64[K, 2] of (x, y) with the first point repeated at the end, 4 <= K <= 8001, inside the image.
 
-    A contour of more points is thinned by less than half a pixel; the box stands in for one of fewer than three.
+    A contour of more points is thinned as little as need be; the box stands in for one of fewer than three.
     """
     points = np.round(lesion.contour_xy, _CONTOUR_DIGITS)
     tolerance = 0.1

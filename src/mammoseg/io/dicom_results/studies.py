@@ -9,6 +9,8 @@ from mammoseg.io.dicom_results.maker import NOTICE, Maker, maker_of
 from mammoseg.io.dicom_results.source import SourceImage
 from mammoseg.types import Findings, Size
 
+REMARK = f"{NOTICE} A certainty is the detector's score that there is a mass; it is no probability of cancer."
+
 
 @dataclass(frozen=True, eq=False)
 class StudyImage:
@@ -70,9 +72,12 @@ class Study:
         return f"{head}processed, {count} {'mass' if count == 1 else 'masses'} found."
 
     def description(self) -> str:
-        """All outcomes, and what a score means."""
-        meaning = "A certainty is the detector's score that there is a mass; it is no probability of cancer."
-        return " ".join([NOTICE, *(self.outcome(n) for n in range(1, len(self.images) + 1)), meaning])
+        """All outcomes, and what the report is and is not."""
+        return " ".join([*self.outcomes(), REMARK])
+
+    def outcomes(self) -> list[str]:
+        """What became of each image, in order."""
+        return [self.outcome(number) for number in range(1, len(self.images) + 1)]
 
 
 def study_of(images: Iterable[StudyImage]) -> Study | None:
