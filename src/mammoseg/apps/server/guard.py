@@ -161,7 +161,7 @@ class Guard:
             await exchange.answer(401, _LOGIN.encode(), b"text/html; charset=utf-8", *refusal.headers)
             return
         body = json.dumps({"error": {"message": refusal.message, "code": refusal.code}}).encode()
-        if refusal.status in (408, 413):
+        if refusal.status == 413:
             await exchange.drain()
         await exchange.answer(refusal.status, body, b"application/json", *refusal.headers)
 
