@@ -157,23 +157,32 @@ def test_msf_is_300_times_as_fast_as_the_pixelwise_definition():
     size, n = (4096, 3328), 100
     centre, side = rng.uniform(200, 3000, (n, 2)), rng.uniform(100, 700, (n, 2))
     boxes, scores = np.concatenate([centre - side / 2, centre + side / 2], axis=1), rng.uniform(0.3, 1.0, n)
-    fused_regions(boxes, scores, 5, 0.6, size)
-    start = time.perf_counter()
-    for _ in range(20):
-        got_boxes, _got_scores = fused_regions(boxes, scores, 5, 0.6, size)
-    fast = (time.perf_counter() - start) / 20
-    start = time.perf_counter()
-    total, mask = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)  # in float32, reusing one mask: kind to it
-    for (x1, y1, x2, y2), c in zip(boxes, scores, strict=True):
-        mask[:] = 0
-        mask[max(0, int(np.floor(y1))) : int(np.ceil(y2)), max(0, int(np.floor(x1))) : int(np.ceil(x2))] = c
-        total += mask
-    labels, count = ndimage.label(total / np.float32(5 * scores.max()) >= 0.6, structure=np.ones((3, 3)))
-    found = ndimage.find_objects(labels)
-    slow = time.perf_counter() - start
+
+    def fast():
+        return fused_regions(boxes, scores, 5, 0.6, size)
+
+    def slow():
+        total, mask = np.zeros(size, np.float32), np.zeros(size, np.float32)  # in float32, reusing one mask: kind to it
+        for (x1, y1, x2, y2), c in zip(boxes, scores, strict=True):
+            mask[:] = 0
+            mask[max(0, int(np.floor(y1))) : int(np.ceil(y2)), max(0, int(np.floor(x1))) : int(np.ceil(x2))] = c
+            total += mask
+        labels, count = ndimage.label(total / np.float32(5 * scores.max()) >= 0.6, structure=np.ones((3, 3)))
+        return count, ndimage.find_objects(labels)
+
+    def seconds(function, times):  # the best of several: other work on the machine only ever adds
+        best = np.inf
+        for _ in range(times):
+            start = time.perf_counter()
+            result = function()
+            best = min(best, time.perf_counter() - start)
+        return best, result
+
+    quick, (got_boxes, _) = seconds(fast, 50)
+    long, (count, found) = seconds(slow, 2)
     assert count == len(got_boxes) > 0
     assert sorted([c.start, r.start, c.stop, r.stop] for r, c in found) == sorted(got_boxes.tolist())
-    assert slow / fast >= 300, f"pixel-wise {slow * 1e3:.0f} ms, on the grid {fast * 1e3:.2f} ms: ratio {slow / fast:.0f}"
+    assert long / quick >= 300, f"pixel-wise {long * 1e3:.0f} ms, on the grid {quick * 1e3:.2f} ms: ratio {long / quick:.0f}"
 
 
 def plain_wbf(per_scale, iou):
