@@ -81,7 +81,8 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_registered_detector_is_under_this_contract() -> None:
-    assert set(SMALL) == set(DETECTORS)
+    raw_maps = {arch for arch in DETECTORS if getattr(lookup(DETECTORS, arch), "layout", "yolo") == "yolo"}
+    assert set(SMALL) == raw_maps  # those that give boxes: test_torchvision_detectors.py
 
 
 @pytest.mark.parametrize("arch", SMALL)

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
 DETECTORS = {
     "yolov3": "mammoseg.detection.yolov3:YoloV3",
+    "retinanet": "mammoseg.detection.torchvision_detectors:RetinaNet",
+    "faster_rcnn": "mammoseg.detection.torchvision_detectors:FasterRCNN",
+    "ssd": "mammoseg.detection.torchvision_detectors:SSD",
 }
-"""Each an `nn.Module` that is made from its `config_class`, a frozen dataclass it names as a class attribute."""
+"""Each an `nn.Module` that is made from its `config_class`, a frozen dataclass it names as a class attribute.
+
+`strides` are its outputs', finest first. A class whose `forward` gives boxes in place of raw maps says `layout = "boxes"`; one
+that learns by another loss has `training_loss(images, boxes, image)`; `exportable = False` keeps it out of bundles.
+"""
 
 BACKBONES = {
     "darknet53": "mammoseg.detection.yolov3:Darknet53",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ class DetectorSpec:
 
     anchors: (w, h) in px at the network's input, as many for each stride, finest stride first. scales: (H, W) of the inputs
     run by default. mean, std: of grey values in [0, 1]; the image is repeated into `channels`. xy_scale: how far a centre may
-    leave its cell: σ·s − (s − 1)/2, 1 as published.
+    leave its cell: σ·s − (s − 1)/2, 1 as published. layout: raw maps of "yolo", or "boxes" where the network decodes its own:
+    one map (5, K, 1) an image of x1, y1, x2, y2 in px of the input and the score, 0 where there is no box.
     """
 
     arch: str = "yolov3-darknet53"
@@ -44,6 +45,7 @@ class DetectorSpec:
     mean: float = 0.0
     std: float = 1.0
     xy_scale: float = 1.0
+    layout: Literal["yolo", "boxes"] = "yolo"
 
     def __post_init__(self) -> None:
         if not self.strides or len(self.anchors) % len(self.strides):
@@ -68,6 +70,12 @@ def decode(
     Box: centre (σ(t)·s − (s − 1)/2 + cell)·stride, size anchor·exp(t) (Redmon and Farhadi 2018, Sect. 2.1); score:
     σ(objectness)·σ(best class). Boxes that score below `score_min` are left out. Raises ValueError on maps of another layout.
     """
+    if spec.layout == "boxes":
+        if len(maps) != 1 or maps[0].ndim != 3 or maps[0].shape[0] != 5:
+            raise ValueError(f"decode: expected one map of 5 channels, got {[m.shape for m in maps]}")
+        values = maps[0].reshape(5, -1).astype(np.float64)
+        kept = values[4] >= max(score_min, np.finfo(np.float32).tiny)
+        return values[:4, kept].T, values[4, kept]
     if len(maps) != len(spec.strides):
         raise ValueError(f"decode: expected {len(spec.strides)} maps, got {len(maps)}")
     boxes, scores = [], []

@@ -24,6 +24,9 @@ def export_graph(network: nn.Module, channels: int = 3, size: tuple[int, int] = 
     Batch norm is not folded, so that the parameters are the network's own and can be read back into torch.
     Raises `BundleError` where the graph needs something that is no parameter.
     """
+    if not getattr(network, "exportable", True):
+        name = type(network).__name__
+        raise BundleError(f"{name} is for comparison in experiments and has no graph to export; bundles hold YOLOv3")
     module = _with_distinct_values(network)
     example = torch.rand(2, channels, *size)
     with torch.no_grad():

@@ -186,6 +186,8 @@ def _check_start(config: DetectorTrainConfig, start: Model | None) -> None:
     kind = lookup(DETECTORS, config.arch)
     if config.weights and not hasattr(kind, "load_start"):
         raise TrainingError(f"{kind.__name__} reads no weights to start from; give weights=null")
+    if hasattr(kind, "training_loss") and config.training.devices > 1:
+        raise ConfigError(f"training.devices: {config.arch} is trained on one device, got {config.training.devices}")
     if start is None:
         return
     if config.weights:
@@ -233,4 +235,5 @@ def _spec(config: DetectorTrainConfig, sizes: NDArray[np.float64]) -> DetectorSp
         mean=config.mean,
         std=config.std,
         xy_scale=config.xy_scale,
+        layout=getattr(lookup(DETECTORS, config.arch), "layout", "yolo"),
     )
