@@ -97,9 +97,13 @@ export interface Upload {
   refused: { name: string; reason: string }[];
 }
 
+/** A study at a DICOMweb server. */
 export interface RemoteStudy {
   study_instance_uid: string;
-  [key: string]: unknown;
+  patient_name: string;
+  patient_id: string;
+  study_date: string;
+  description: string;
 }
 
 /** An answer that is no success. message: a sentence for people. */

@@ -1,10 +1,22 @@
 /** What is drawn over the images and how: overlays, the steps of the detection, window, downloads. */
 
-import { resultAddress } from './api';
+import { type Layers, resultAddress } from './api';
 import { byId, fill, h } from './dom';
 import type { Entry, Options } from './entry';
 import type { Model } from './model';
 import { CANDIDATE, LESION, SCALES, TRUTH } from './overlay';
+
+const FORMATS: Record<string, string> = {
+  json: 'Findings (JSON)',
+  mask: 'Label image (PNG)',
+  overlay: 'Picture with contours (PNG)',
+  seg: 'DICOM Segmentation',
+  pr: 'DICOM Presentation State',
+  sc: 'DICOM Secondary Capture',
+  cadsr: 'DICOM Mammography CAD report',
+  sr: 'DICOM measurement report',
+  zip: 'Everything (ZIP)',
+};
 
 type Switch = 'overlays' | 'contours' | 'boxes' | 'candidates' | 'labels' | 'truth' | 'mask';
 
@@ -99,23 +111,17 @@ export class DisplayPanel {
     all.checked = model.options.scales.some((on) => on);
     all.disabled = !able;
     all.addEventListener('change', () => model.setOptions({ scales: Array<boolean>(SCALES.length).fill(all.checked) }));
-    const lambda = known && typeof known === 'object' ? `, rim: Mₛ ≥ λ = ${known.lambda}` : '';
+    const rim = known && typeof known === 'object' ? `white rim: Mₛ ≥ λ = ${known.lambda}` : null;
     fill(
       this.layers,
-      h(
-        'label',
-        { for: 'show-mask' },
-        mask,
-        h('span', { class: 'heat' }),
-        `Fusion mask Mₛ${lambda}`,
-        h('kbd', {}, 'M'),
-      ),
+      h('label', { for: 'show-mask' }, mask, h('span', { class: 'heat' }), 'Fusion mask Mₛ', h('kbd', {}, 'M')),
+      model.options.mask && rim ? h('p', { class: 'quiet inner' }, rim) : null,
       h('label', { for: 'show-scales' }, all, 'Detections at single scales', h('kbd', {}, 'D')),
-      ...(all.checked ? scales.map((scale, k) => this.scale(k, scale.size, scale.detections.length)) : []),
+      ...(all.checked ? scales.map((scale, k) => this.scale(k, scale)) : []),
     );
   }
 
-  private scale(k: number, [height, width]: [number, number], found: number): HTMLElement {
+  private scale(k: number, { size: [height, width], detections }: Layers['scales'][number]): HTMLElement {
     const { model } = this;
     const input = h('input', { type: 'checkbox', id: `show-scale-${k}`, 'data-key': `scale-${k}` });
     input.checked = model.options.scales[k] ?? false;
@@ -123,7 +129,14 @@ export class DisplayPanel {
       model.setOptions({ scales: model.options.scales.map((on, i) => (i === k ? input.checked : on)) }),
     );
     const colour = SCALES[k % SCALES.length] as string;
-    return h('label', { for: input.id, class: 'inner' }, input, chip(colour), `${width} × ${height}: ${found} boxes`);
+    const drawn = detections.filter(({ score }) => score >= model.options.threshold).length;
+    return h(
+      'label',
+      { for: input.id, class: 'inner' },
+      input,
+      chip(colour),
+      `${width} × ${height}: ${drawn} of ${detections.length} boxes`,
+    );
   }
 
   private showWindow(): void {
@@ -148,7 +161,9 @@ export class DisplayPanel {
   private updateDownloads(): void {
     const { activeEntry, study } = this.model;
     const links = (kind: 'images' | 'studies', id: string, formats: readonly string[]) =>
-      formats.map((format) => h('a', { href: resultAddress(kind, id, format), download: '' }, format));
+      formats.map((format) =>
+        h('a', { href: resultAddress(kind, id, format), download: '', title: FORMATS[format] ?? format }, format),
+      );
     const own = activeEntry ? links('images', activeEntry.record.image_id, activeEntry.record.formats) : [];
     fill(
       this.downloads,

@@ -2,7 +2,6 @@
 
 import type { Findings, ImageRecord, Layers, Truth } from './api';
 import type { View } from './geometry';
-import { viewName } from './hanging';
 import type { Window } from './window';
 
 export type Layout = 'four' | 'one' | 'pair';
@@ -59,10 +58,10 @@ export interface Pointed {
 }
 
 /** An image as it is when its study is opened. */
-export function fresh(record: ImageRecord): Entry {
+export function fresh(record: ImageRecord, name: string): Entry {
   return {
     record,
-    name: viewName(record) || record.name,
+    name,
     findings: null,
     layers: null,
     truth: null,

@@ -48,7 +48,7 @@ export class FindingsPanel {
     const head = h(
       'div',
       { class: 'row head' },
-      ...['View', 'No.', 'Score', 'Size (long × short axis)'].map((text) => h('span', {}, text)),
+      ...['View', 'No.', 'Score', 'Long × short axis'].map((text) => h('span', {}, text)),
     );
     fill(this.list, lesions.length > 0 ? head : null, ...lesions.map(({ entry, lesion }) => this.row(entry, lesion)));
     fill(this.others, ...model.entries.flatMap((entry) => this.without(entry) ?? []));

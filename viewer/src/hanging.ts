@@ -74,3 +74,15 @@ export function chestWallOf(values: ArrayLike<number>, width: number, inverted: 
 export function inOrder<T extends Hangable>(images: readonly T[]): T[] {
   return hang(images).flatMap((page) => page.filter((image) => image !== null));
 }
+
+/** What each image is called: its view, with a number where there are several, or the name of its file. */
+export function namesOf(images: readonly (Hangable & { readonly name: string })[]): string[] {
+  const seen = new Map<string, number>();
+  return images.map((image) => {
+    const view = viewName(image);
+    const number = (seen.get(view) ?? 0) + 1;
+    seen.set(view, number);
+    if (view === '') return image.name.split('/').at(-1) ?? image.name;
+    return number === 1 ? view : `${view} ${number}`;
+  });
+}

@@ -62,7 +62,9 @@ export class JobsPanel {
     const waiting = this.model.entries
       .filter(({ record }) => record.status === 'pending')
       .map(({ record }) => record.image_id);
-    const last = this.jobs.filter((job) => isBusy(job) || job.failures.length > 0 || job.state === 'failed').slice(-4);
+    const last = this.jobs
+      .filter((job) => isBusy(job) || job.failures.length > 0 || job.state === 'failed')
+      .slice(0, 3);
     const start = h(
       'button',
       { type: 'button', 'data-key': 'start', class: 'wide', onclick: () => void this.start(waiting) },

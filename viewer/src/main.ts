@@ -53,8 +53,10 @@ function showReadout(model: Model): void {
   const { spacing_mm, rescale } = entry.record;
   const value = model.pixels.value(entry.record, column, row);
   const parts = [entry.name, `column ${column}, row ${row}`];
-  if (spacing_mm)
-    parts.push(`${((column + 0.5) * spacing_mm[1]).toFixed(1)} × ${((row + 0.5) * spacing_mm[0]).toFixed(1)} mm`);
+  if (spacing_mm) {
+    const [x, y] = [(column + 0.5) * spacing_mm[1], (row + 0.5) * spacing_mm[0]];
+    parts.push(`x ${x.toFixed(1)} mm, y ${y.toFixed(1)} mm`);
+  }
   parts.push(`stored value ${value ?? '…'}`);
   if (value !== null && (rescale.slope !== 1 || rescale.intercept !== 0)) {
     parts.push(`rescaled ${value * rescale.slope + rescale.intercept}`);

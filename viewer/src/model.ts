@@ -12,7 +12,7 @@ import {
 } from './api';
 import { type Change, type Entry, fresh, type Layout, type Options, type Pointed, type Selection } from './entry';
 import type { View } from './geometry';
-import { chestWallOf, chestWallSide, hang, inOrder, type Page } from './hanging';
+import { chestWallOf, chestWallSide, hang, inOrder, namesOf, type Page } from './hanging';
 import { coarsestLevel, PixelStore } from './pixels';
 import { forgetPlanes } from './render';
 import { isInverted, type Window, windowOf } from './window';
@@ -83,9 +83,11 @@ export class Model {
     const records = inOrder(study.images.flatMap((id) => this.images.get(id) ?? []));
     this.study = study;
     if (!keep) forgetPlanes();
-    this.entries = records.map((record) => {
+    const names = namesOf(records);
+    this.entries = records.map((record, k) => {
+      const name = names[k] ?? record.name;
       const same = old.get(record.image_id);
-      return same ? { ...same, record, findings: null, layers: null, problem: null } : fresh(record);
+      return same ? { ...same, record, name, findings: null, layers: null, problem: null } : fresh(record, name);
     });
     this.pages = hang(records);
     if (!keep || this.page >= this.pages.length) this.page = 0;
@@ -231,7 +233,8 @@ export class Model {
     if (entry.window) return entry.window;
     const plane = this.pixels.best(entry.record, 16);
     if (!plane) return null;
-    entry.firstWindow = entry.record.window ?? plane.window ?? windowOf(plane.values, entry.record.rescale);
+    const given = entry.record.window ?? plane.window;
+    entry.firstWindow = given && given.width >= 2 ? given : windowOf(plane.values, entry.record.rescale);
     entry.window = entry.firstWindow;
     return entry.window;
   }

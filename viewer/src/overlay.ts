@@ -13,6 +13,8 @@ export interface Drawing {
   readonly lesions: readonly Lesion[];
   readonly candidates: readonly Candidate[];
   readonly layers: Layers | null;
+  /** Single-scale detections that score less are not drawn. */
+  readonly threshold: number;
   readonly truth: Truth | null;
   readonly selected: number | null;
   readonly show: {
@@ -40,6 +42,8 @@ export function drawOverlay(canvas: HTMLCanvasElement, pane: Size, view: View, r
   new Pen(context, pane, view).all(drawing);
 }
 
+const LABEL_FROM = 32; // CSS pixels
+
 type FusionMask = NonNullable<Layers['fusion_mask']>;
 
 class Pen {
@@ -50,11 +54,12 @@ class Pen {
   ) {}
 
   all(drawing: Drawing): void {
-    const { lesions, candidates, layers, truth, selected, show, opacity } = drawing;
+    const { lesions, candidates, layers, threshold, truth, selected, show, opacity } = drawing;
     if (layers?.fusion_mask && show.mask) this.mask(layers.fusion_mask, layers.lambda, opacity);
     layers?.scales.forEach((scale, k) => {
       if (!show.scales[k]) return;
-      for (const found of scale.detections) this.scored(found, SCALES[k % SCALES.length] as string, [], show.labels);
+      const found = scale.detections.filter(({ score }) => score >= threshold);
+      for (const one of found) this.scored(one, SCALES[k % SCALES.length] as string, [], show.labels);
     });
     if (show.candidates) for (const found of candidates) this.scored(found, CANDIDATE, [5, 4], show.labels);
     for (const mass of truth?.lesions ?? []) this.truth(mass);
@@ -92,11 +97,15 @@ class Pen {
     for (const contour of mass.contours_xy) this.outline(contour, TRUTH, 1.5, [7, 3]);
   }
 
+  /** A box that fades with its score, with the score below it where it is large enough for that. */
   private scored({ box_xyxy, score }: Candidate, colour: string, dash: number[], labelled: boolean): void {
+    const { context } = this;
+    const whole = context.globalAlpha;
+    context.globalAlpha = whole * (0.4 + 0.6 * score);
     this.box(box_xyxy, colour, dash, 1.25);
-    if (!labelled) return;
-    const [x1, , , y2] = this.rectangle(box_xyxy);
-    this.text(score.toFixed(2), x1, y2 + 13, colour, 11);
+    const [x1, , x2, y2] = this.rectangle(box_xyxy);
+    if (labelled && x2 - x1 >= LABEL_FROM) this.text(score.toFixed(2), x1, y2 + 13, colour, 11);
+    context.globalAlpha = whole;
   }
 
   /** M_s of Eq. 1 as colour, on the cells where it is constant; what reaches λ has a white rim. */

@@ -51,7 +51,7 @@ export class Pane {
       this.notice,
     );
     document.getElementById('stage')?.append(this.element);
-    this.renderer = new Renderer(this.image, () => this.drawOverlay());
+    this.renderer = new Renderer(this.image, () => this.drawn());
     this.listen();
   }
 
@@ -62,8 +62,27 @@ export class Pane {
     this.bare = bare;
     this.element.classList.toggle('empty', entry === null);
     this.say();
-    if (changed) this.drawOverlay();
+    if (changed) this.clear();
     await this.update();
+  }
+
+  /** Nothing of another image stays, not even until this one is there. */
+  private clear(): void {
+    this.shownView = null;
+    this.image.style.visibility = 'hidden'; // not display: the library goes by its size
+    this.bar.parentElement?.toggleAttribute('hidden', true);
+    delete this.element.dataset.view;
+    delete this.element.dataset.level;
+    this.drawOverlay();
+  }
+
+  /** The library has drawn. */
+  private drawn(): void {
+    if (this.shownView && this.renderer.imageId === this.imageId) {
+      this.image.style.visibility = 'visible';
+      this.bar.parentElement?.toggleAttribute('hidden', false);
+    }
+    this.drawOverlay();
   }
 
   get imageId(): string | null {
@@ -145,6 +164,7 @@ export class Pane {
             lesions: model.lesionsOf(entry),
             candidates: model.candidatesOf(entry),
             layers: entry.layers !== null && typeof entry.layers === 'object' ? entry.layers : null,
+            threshold: options.threshold,
             truth: options.truth ? entry.truth : null,
             selected: chosen?.imageId === this.imageId ? (chosen?.lesion ?? null) : null,
             show: options,
@@ -182,10 +202,11 @@ export class Pane {
   private summary(entry: Entry): string {
     if (entry.record.status !== 'processed') return `not analysed (${entry.record.status})`;
     if (!entry.findings) return entry.problem ?? '…';
+    const seen = entry.record.seen_in_training ? ' · seen in training' : '';
     const [n, all] = [this.model.lesionsOf(entry).length, entry.findings.lesions.length];
     const hidden = all - n > 0 ? ` (${all - n} below threshold)` : '';
-    if (n > 0) return `${n} ${n === 1 ? 'lesion' : 'lesions'}${hidden}`;
-    return all > 0 ? `no lesion above threshold${hidden}` : 'no lesion found';
+    if (n > 0) return `${n} ${n === 1 ? 'lesion' : 'lesions'}${hidden}${seen}`;
+    return `${all > 0 ? `no lesion above threshold${hidden}` : 'no lesion found'}${seen}`;
   }
 
   private listen(): void {

@@ -172,6 +172,11 @@ export class Renderer {
     if (this.coming === id) this.current = id;
   }
 
+  /** Whose values are drawn. */
+  get imageId(): string | null {
+    return this.current === null ? null : (shown.get(this.current)?.image.image_id ?? null);
+  }
+
   /** Draws the image as `view` says, at the next frame, if a plane of it can be drawn already. */
   draw(imageId: string, view: View, window: Window, inverted: boolean): void {
     const entry = this.current === null ? undefined : shown.get(this.current);

@@ -1,6 +1,6 @@
 /** Adding images: by upload (button, or dropped anywhere), or from the DICOMweb servers the service may ask. */
 
-import { get, post, type RemoteStudy, type Upload } from './api';
+import { post, type RemoteStudy, type Upload } from './api';
 import { announce, byId, fill, h } from './dom';
 import type { JobsPanel } from './jobs_panel';
 import type { Model } from './model';
@@ -50,20 +50,17 @@ export class SourcesPanel {
   }
 
   private async search(server: string, patient: string): Promise<void> {
-    const query = new URLSearchParams({ server });
-    if (patient) query.set('PatientID', patient);
     await this.attempt('Searching …', async () => {
-      const studies = await get<RemoteStudy[]>(`dicomweb/studies?${query}`);
+      const query = { server, ...(patient ? { patient_id: patient } : {}) };
+      const { studies } = await post<{ studies: RemoteStudy[] }>('dicomweb/search', query);
       fill(this.found, ...studies.map((study) => this.remote(server, study)));
       return `${studies.length} ${studies.length === 1 ? 'study' : 'studies'} there.`;
     });
   }
 
   private remote(server: string, study: RemoteStudy): HTMLElement {
-    const words = ['study_date', 'study_description', 'patient_id']
-      .map((key) => study[key])
-      .filter((value) => typeof value === 'string' && value !== '')
-      .join(' · ');
+    const { patient_name, patient_id, study_date, description } = study;
+    const words = [study_date, description, patient_name, patient_id].filter((word) => word !== '').join(' · ');
     return h(
       'button',
       { type: 'button', class: 'study', onclick: () => void this.take(server, study.study_instance_uid) },

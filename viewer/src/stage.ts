@@ -39,6 +39,9 @@ export class Stage {
     const { model, panes } = this;
     const { layout, visible } = model;
     this.element.dataset.layout = layout;
+    const screens = byId('screen');
+    screens.hidden = layout !== 'four' || model.pages.length < 2;
+    screens.textContent = `Screen ${model.page + 1} of ${model.pages.length} (Page ↓ ↑)`;
     panes.forEach((pane, k) => {
       pane.element.hidden = k >= visible.length;
     });

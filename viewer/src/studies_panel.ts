@@ -2,7 +2,7 @@
 
 import type { ImageRecord, Study } from './api';
 import { byId, fill, h } from './dom';
-import { inOrder, viewName } from './hanging';
+import { inOrder, namesOf } from './hanging';
 import type { Model } from './model';
 
 export class StudiesPanel {
@@ -26,6 +26,7 @@ export class StudiesPanel {
   private study(study: Study): HTMLElement {
     const open = study.study_id === this.model.study?.study_id;
     const images = inOrder(study.images.flatMap((id) => this.model.images.get(id) ?? []));
+    const names = namesOf(images);
     const title = h(
       'button',
       {
@@ -38,10 +39,15 @@ export class StudiesPanel {
       h('span', {}, study.label),
       open ? null : h('span', { class: 'quiet' }, tally(images)),
     );
-    return h('div', {}, title, open ? h('ul', {}, ...images.map((image) => h('li', {}, this.image(image)))) : null);
+    return h(
+      'div',
+      {},
+      title,
+      open ? h('ul', {}, ...images.map((image, k) => h('li', {}, this.image(image, names[k] ?? image.name)))) : null,
+    );
   }
 
-  private image(image: ImageRecord): HTMLElement {
+  private image(image: ImageRecord, name: string): HTMLElement {
     const active = this.model.active === image.image_id;
     return h(
       'button',
@@ -53,7 +59,7 @@ export class StudiesPanel {
         title: image.name,
         onclick: () => this.model.setLayout(this.model.layout === 'pair' ? 'pair' : 'one', image.image_id),
       },
-      h('span', {}, viewName(image) || image.name),
+      h('span', {}, name),
       h('span', { class: 'state' }, stateOf(image)),
     );
   }

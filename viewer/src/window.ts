@@ -36,7 +36,7 @@ export function windowOf(values: ArrayLike<number>, rescale: Rescale): Window {
     if (value < lowest) lowest = value;
     if (value > highest) highest = value;
   }
-  if (!(highest > lowest)) return { center: (lowest || 0) * rescale.slope + rescale.intercept, width: 2 };
+  if (!(highest > lowest)) return { center: (lowest || 0) * rescale.slope + rescale.intercept + 1, width: 2 }; // black
   const counts = new Float64Array(highest - lowest + 1);
   for (let i = 0; i < values.length; i++) {
     const at = (values[i] ?? 0) - lowest;

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { chestWallOf, chestWallSide, hang, inOrder } from '../src/hanging';
+import { chestWallOf, chestWallSide, hang, inOrder, namesOf } from '../src/hanging';
 
 const image = (name: string, id = name) => ({
   image_id: id,
@@ -27,6 +27,11 @@ describe('the hanging protocol', () => {
     const pages = hang(many);
     expect(ids(pages)).toEqual(['0 1 2 3', '4 5 6 7', '8 - - -']);
     expect(inOrder(many).map(({ image_id }) => image_id)).toEqual(['0', '1', '2', '3', '4', '5', '6', '7', '8']);
+  });
+
+  it('names images by their view, by number where there are several, else by their file', () => {
+    const named = ['RCC', 'LCC', 'RCC', '?'].map((name, k) => ({ ...image(name), name: `a/b/${k}.dcm` }));
+    expect(namesOf(named)).toEqual(['RCC', 'LCC', 'RCC 2', '3.dcm']);
   });
 
   it('has no empty screen before images without a view', () => {
