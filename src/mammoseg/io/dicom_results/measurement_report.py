@@ -93,8 +93,8 @@ def _described(source: SourceImage) -> list[Dataset]:
 def _group(lesion: Lesion, one: StudyImage, number: int, maker: Maker) -> Dataset:
     """TID 1410: one lesion's region and measurements.
 
-    Where spacing is unknown a comment says so in place of the sizes: a NUM without a value, which the standard would have,
-    is more than some readers can take.
+    Where spacing is unknown there are no sizes, and the evaluations say why: a NUM without a value, which the standard
+    would have, is more than some readers can take.
     """
     side = one.source.laterality
     modifiers = [] if side is None else [code(MODIFIER, codes.LATERALITY, codes.SIDE[side])]
@@ -112,8 +112,6 @@ def _group(lesion: Lesion, one: StudyImage, number: int, maker: Maker) -> Datase
         *(num(CONTAINS, name, round(value, 4), unit) for name, value, unit in measured if value is not None),
         num(CONTAINS, codes.CERTAINTY_OF_FINDING, percent(lesion.score), codes.PERCENT),
     ]
-    if any(value is None for _, value, _ in measured):
-        items.append(text(CONTAINS, codes.COMMENT, "Not measured: the source image does not tell its pixel spacing."))
     return container(CONTAINS, codes.MEASUREMENT_GROUP, items, template="1410")
 
 

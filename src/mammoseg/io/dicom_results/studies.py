@@ -69,7 +69,9 @@ class Study:
         count = len(found.lesions)
         if not count:
             return f"{head}processed, no mass found."
-        return f"{head}processed, {count} {'mass' if count == 1 else 'masses'} found."
+        unmeasured = any(lesion.area_mm2 is None for lesion in found.lesions)
+        why = "; not measured, as the image does not tell its pixel spacing" if unmeasured else ""
+        return f"{head}processed, {count} {'mass' if count == 1 else 'masses'} found{why}."
 
     def description(self) -> str:
         """All outcomes, and what the report is and is not."""
