@@ -9,7 +9,7 @@ SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 help:
 	@echo "make demo         segment an exam of phantom mammograms with the bundled weights (no torch needed)"
 	@echo "make test         make the test environment (.venv) and run the suite; PYTEST_ARGS='-k name' for a part of it"
-	@echo "make test-system  the tests that need Debian packages: dicom3tools dcmtk pixelmed-apps orthanc orthanc-dicomweb"
+	@echo "make test-system  the tests that need the Debian packages listed in .ci/debian-packages"
 	@echo "make lint         format, lint, types and import contracts"
 	@echo "make docs-check   whether the command line reference is up to date"
 	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data)"

@@ -47,7 +47,7 @@ VALIDATOR_WAIVERS = {
 
 
 def run(*command: str | Path) -> str:
-    assert shutil.which(str(command[0])), f"{command[0]} is not installed; see docs/dicom-results.md"
+    assert shutil.which(str(command[0])), f"{command[0]} is not installed; see .ci/debian-packages"
     done = subprocess.run([str(c) for c in command], capture_output=True, timeout=300)
     output = (done.stdout + done.stderr).decode("utf-8", "replace")
     assert done.returncode == 0, output
