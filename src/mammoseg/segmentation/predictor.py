@@ -22,8 +22,9 @@ class SegmenterSpec:
     """What a trained segmenter needs around it.
 
     crop: how crops are cut. output: "mean" averages the probabilities of all deep-supervision outputs, "L1" … "L4" takes
-    one of them, as the pruned U-Net++ does, "last" the last, as a cascade does. flips: also average over the mirrored crops (four times the work). channels, mean,
-    std: of the network's input. batch: crops at a time. From which probability on a pixel counts as mass is reconstruction's.
+    one of them, as the pruned U-Net++ does, "last" the last, as a cascade does. flips: also average over the mirrored crops
+    (four times the work). channels, mean, std: of the network's input. batch: crops at a time. From which probability on a
+    pixel counts as mass is reconstruction's.
     """
 
     crop: CropConfig = field(default_factory=CropConfig)
