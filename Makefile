@@ -4,7 +4,7 @@ VENV := .venv
 DEMO_VENV := .venv-demo
 SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test test-system lint docs-check soak clean help viewer viewer-check
+.PHONY: demo test test-system lint docs-check soak clean help viewer viewer-check viewer-pictures
 
 help:
 	@echo "make demo         segment an exam of phantom mammograms with the bundled weights (no torch needed)"
@@ -15,6 +15,7 @@ help:
 	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data)"
 	@echo "make viewer       check, test and build the web viewer (needs node.js 20.19 or newer); its files are in the repository"
 	@echo "make viewer-check whether the viewer's files in the repository are what its source gives"
+	@echo "make viewer-pictures  take the pictures of docs/viewer.md again (needs Debian's chromium)"
 	@echo "make clean        remove environments, the demo's output and builds"
 	@echo "make help         this list"
 	@echo "PYTHON=python3.12 chooses the Python (3.11 or newer) that environments are made with"
@@ -65,6 +66,9 @@ viewer: viewer/node_modules/.ready
 viewer/node_modules/.ready: viewer/package-lock.json
 	npm ci --prefix viewer --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
+
+viewer-pictures: $(VENV)/.ready
+	MAMMOSEG_PICTURES=docs/images OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m system tests/viewer/test_pictures.py
 
 VIEWER_FILES := src/mammoseg/apps/server/static
 viewer-check: viewer

@@ -42,6 +42,8 @@ export interface Entry {
   firstWindow: Window | null;
   invertedByReader: boolean;
   mirrored: boolean;
+  /** Whether it has been looked at for its chest wall. */
+  oriented: boolean;
   views: { four: View | null; one: View | null };
 }
 
@@ -70,6 +72,7 @@ export function fresh(record: ImageRecord, name: string): Entry {
     firstWindow: null,
     invertedByReader: false,
     mirrored: false,
+    oriented: false,
     views: { four: null, one: null },
   };
 }

@@ -6,7 +6,7 @@ import { DisplayPanel } from './display_panel';
 import { byId, h } from './dom';
 import { FindingsPanel } from './findings_panel';
 import { JobsPanel } from './jobs_panel';
-import { Model } from './model';
+import { Model, read } from './model';
 import { startRendering } from './render';
 import { SourcesPanel } from './sources_panel';
 import { Stage } from './stage';
@@ -15,6 +15,8 @@ import { StudiesPanel } from './studies_panel';
 async function main(): Promise<void> {
   performance.mark('start');
   const model = new Model();
+  const asked = Promise.all([get<Info>('info'), read()]); // answered while the library loads
+  asked.then(([, contents]) => model.foresee(contents)).catch(() => undefined);
   // For trying out: ?draw=cpu or ?draw=webgl instead of what suits the machine.
   document.documentElement.dataset.drawing = await startRendering(new URLSearchParams(location.search).get('draw'));
   performance.mark('library');
@@ -32,12 +34,12 @@ async function main(): Promise<void> {
     if (change === 'pointer' || change === 'study') showReadout(model);
     else showPressed();
   });
-  const info = await get<Info>('info');
+  const [info, contents] = await asked;
   model.info = info;
   byId('version').textContent = `mammoseg ${info.version}${info.bundle ? ` · weights ${info.bundle.name}` : ''}`;
   sources.offerServers(info.dicomweb);
   performance.mark('info');
-  await model.refresh();
+  await model.take(contents);
   await jobs.watch();
 }
 

@@ -13,12 +13,19 @@ import {
 import { type Change, type Entry, fresh, type Layout, type Options, type Pointed, type Selection } from './entry';
 import type { View } from './geometry';
 import { chestWallOf, chestWallSide, hang, inOrder, namesOf, type Page } from './hanging';
-import { coarsestLevel, PixelStore } from './pixels';
+import { coarsestLevel, PixelStore, type Plane } from './pixels';
 import { forgetPlanes } from './render';
 import { isInverted, type Window, windowOf } from './window';
 
 /** Where no lesion says better: weaker candidates are not shown until they are asked for. */
 const CANDIDATES_FROM = 0.3;
+
+export type Contents = [Study[], ImageRecord[]];
+
+/** Asks the service what there is. */
+export function read(): Promise<Contents> {
+  return Promise.all([get<Study[]>('studies'), get<ImageRecord[]>('images')]);
+}
 
 export class Model {
   readonly pixels = new PixelStore();
@@ -58,7 +65,21 @@ export class Model {
 
   /** Reads what there is; opens the first study when none is open, and new findings of the open one. */
   async refresh(): Promise<void> {
-    const [studies, images] = await Promise.all([get<Study[]>('studies'), get<ImageRecord[]>('images')]);
+    await this.take(await read());
+  }
+
+  /** Asks for the values that the first screen will need first. */
+  foresee([studies, images]: Contents): void {
+    const first = hang(images.filter(({ image_id }) => studies[0]?.images.includes(image_id)))[0] ?? [];
+    for (const image of first) if (image) this.coarse(image)?.catch(() => undefined);
+  }
+
+  private coarse(image: ImageRecord): Promise<Plane> | null {
+    const { width, height } = image;
+    return width === null || height === null ? null : this.pixels.plane(image, coarsestLevel({ width, height }));
+  }
+
+  async take([studies, images]: Contents): Promise<void> {
     this.studies = studies;
     this.images = new Map(images.map((image) => [image.image_id, image]));
     this.tell('studies');
@@ -243,12 +264,13 @@ export class Model {
   async orient(entry: Entry): Promise<void> {
     const { record } = entry;
     const wanted = chestWallSide(record);
-    if (wanted === null || record.width === null || record.height === null) return;
-    const size = { width: record.width, height: record.height };
-    const plane = await this.pixels.plane(record, coarsestLevel(size));
+    if (entry.oriented || wanted === null) return;
+    const plane = await this.coarse(record);
+    if (!plane) return;
     const inverted = isInverted(record.photometric_interpretation, false);
     const wall = chestWallOf(plane.values, plane.width, inverted);
     entry.mirrored = wall !== null && wall !== wanted;
+    entry.oriented = true;
   }
 
   setWindow(entry: Entry, window: Window | null): void {

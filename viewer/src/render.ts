@@ -3,22 +3,11 @@
  *
  * The library's world is the native frame (pixel edges; one unit a native pixel), mirrored images with x' = width - x. Its two
  * ways of drawing place a pixel differently: WebGL by its centre, the CPU by its top-left corner; `originOf` allows for that.
+ * On the CPU it draws one dot for each CSS pixel: style.css makes the element as many times larger as the screen is finer.
  * A level of halved size is an image of its own with larger pixels in the same world, shown when the view needs no finer one.
  */
 
-import {
-  cache,
-  Enums,
-  getRenderingEngine,
-  imageLoader,
-  init,
-  metaData,
-  RenderingEngine,
-  type StackViewport,
-  setUseCPURendering,
-  type Types,
-  utilities,
-} from '@cornerstonejs/core';
+import type { RenderingEngine, StackViewport, Types } from '@cornerstonejs/core';
 import type { ImageRecord } from './api';
 import type { Size, View } from './geometry';
 import { mirrored, type Plane } from './pixels';
@@ -35,17 +24,19 @@ interface Shown {
 }
 
 const shown = new Map<string, Shown>();
+let library: typeof import('@cornerstonejs/core');
 let onCpu = false;
 
 /** Starts the library. WebGL is used where hardware runs it; software WebGL is slower than drawing on the CPU. */
 export async function startRendering(wanted: string | null): Promise<'webgl' | 'cpu'> {
   onCpu = wanted === 'webgl' ? false : wanted === 'cpu' || !hasFastWebGl();
-  setUseCPURendering(onCpu);
-  await init();
-  setUseCPURendering(onCpu);
-  imageLoader.registerImageLoader(SCHEME, (id) => ({ promise: Promise.resolve(imageOf(id)) }) as never);
-  metaData.addProvider(describe, 10000);
-  new RenderingEngine(ENGINE);
+  library = await import('@cornerstonejs/core'); // large: the rest of the viewer is at work while it loads
+  library.setUseCPURendering(onCpu);
+  await library.init();
+  library.setUseCPURendering(onCpu);
+  library.imageLoader.registerImageLoader(SCHEME, (id) => ({ promise: Promise.resolve(imageOf(id)) }) as never);
+  library.metaData.addProvider(describe, 10000);
+  new library.RenderingEngine(ENGINE);
   return onCpu ? 'cpu' : 'webgl';
 }
 
@@ -80,9 +71,9 @@ function imageOf(id: string): Types.IImage {
     maxPixelValue: plane.highest,
     slope,
     intercept,
-    windowCenter: 0,
-    windowWidth: 1,
-    voiLUTFunction: Enums.VOILUTFunctionType.LINEAR,
+    windowCenter: ((plane.lowest + plane.highest) / 2) * slope + intercept,
+    windowWidth: Math.max(2, (plane.highest - plane.lowest) * Math.abs(slope)),
+    voiLUTFunction: library.Enums.VOILUTFunctionType.LINEAR,
     getPixelData: () => values,
     getCanvas: undefined as never,
     rows: height,
@@ -99,7 +90,7 @@ function imageOf(id: string): Types.IImage {
     photometricInterpretation: 'MONOCHROME2',
     sizeInBytes: values.byteLength,
     dataType: values instanceof Int16Array ? 'Int16Array' : 'Uint16Array',
-    voxelManager: utilities.VoxelManager.createImageVoxelManager({
+    voxelManager: library.utilities.VoxelManager.createImageVoxelManager({
       width,
       height,
       scalarData: values,
@@ -153,13 +144,14 @@ export class Renderer {
   private readonly name = `pane-${count++}`;
   private current: string | null = null;
   private coming: string | null = null;
+  private fresh = false;
 
   constructor(
     private readonly element: HTMLDivElement,
     drawn: () => void,
   ) {
-    engine().enableElement({ viewportId: this.name, element, type: Enums.ViewportType.STACK });
-    element.addEventListener(Enums.Events.IMAGE_RENDERED, drawn);
+    engine().enableElement({ viewportId: this.name, element, type: library.Enums.ViewportType.STACK });
+    element.addEventListener(library.Enums.Events.IMAGE_RENDERED, drawn);
   }
 
   /** Takes a plane to be drawn from now on; resolves when it can be, or when another one was asked for meanwhile. */
@@ -169,7 +161,9 @@ export class Renderer {
     this.coming = id;
     shown.set(id, { plane, image, size, mirrored: isMirrored });
     await this.viewport.setStack([id], 0);
-    if (this.coming === id) this.current = id;
+    if (this.coming !== id) return;
+    this.current = id;
+    this.fresh = true;
   }
 
   /** Whose values are drawn. */
@@ -183,11 +177,21 @@ export class Renderer {
     if (entry?.image.image_id !== imageId || this.element.clientWidth === 0) return;
     const viewport = this.viewport;
     const { lower, upper } = bounds(window);
+    // A new plane comes with a window of its own, and the library takes one that equals the last for nothing new.
+    if (this.fresh) viewport.setProperties({ voiRange: { lower, upper: upper + 1 } });
+    this.fresh = false;
     viewport.setProperties({ voiRange: { lower, upper }, invert: inverted });
     const u = entry.mirrored ? entry.size.width - view.x : view.x;
     if (onCpu) {
-      const scale = view.scale * devicePixelRatio * 2 ** entry.plane.level;
-      viewport.setCamera({ focalPoint: [u, view.y, 0], scale } as Types.ICamera);
+      // The library mistakes where its centre is unless a CSS pixel is a device pixel, but it moves by what it is told.
+      const step = 2 ** entry.plane.level;
+      const [left, top] = originOf(entry);
+      const [nowX, nowY] = viewport.getPan();
+      const wantedX = entry.plane.width / 2 - (u - left) / step;
+      const wantedY = entry.plane.height / 2 - (view.y - top) / step;
+      const [x, y] = viewport.getCamera().focalPoint ?? [0, 0];
+      const focalPoint = [x + (nowX - wantedX) * step, y + (nowY - wantedY) * step, 0];
+      viewport.setCamera({ focalPoint, scale: view.scale * devicePixelRatio * step } as Types.ICamera);
     } else {
       const { position, focalPoint } = viewport.getCamera();
       viewport.setCamera({
@@ -210,16 +214,17 @@ export class Renderer {
 }
 
 function engine(): RenderingEngine {
-  return getRenderingEngine(ENGINE) as RenderingEngine;
+  return library.getRenderingEngine(ENGINE) as RenderingEngine;
 }
 
 /** Takes on the new sizes of all places. */
 export function resizeRenderers(): void {
+  document.documentElement.style.setProperty('--ratio', onCpu ? String(devicePixelRatio) : '1');
   engine().resize(true, true);
 }
 
 /** Forgets every plane that has been shown, as another study comes. */
 export function forgetPlanes(): void {
   shown.clear();
-  cache.purgeCache();
+  library.cache.purgeCache();
 }
