@@ -12,6 +12,7 @@ from mammoseg.apps.evaluate import evaluate
 from mammoseg.apps.fold import fold
 from mammoseg.apps.info import info
 from mammoseg.apps.node.command import node
+from mammoseg.apps.reproduce import reproduce
 from mammoseg.apps.segment import segment
 from mammoseg.apps.server.command import serve
 from mammoseg.apps.train import bundle, train
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for _command in (segment, serve, demo, phantom, evaluate, train, bundle, datasets, info, node):
+for _command in (segment, serve, demo, phantom, evaluate, train, bundle, datasets, reproduce, info, node):
     cli.add_command(_command)
 datasets.add_command(fold)
 
