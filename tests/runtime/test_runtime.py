@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +114,27 @@ def test_wrong_input_and_settings_are_refused(tiny_bundle: Path) -> None:
         RuntimeConfig("torch", precision="bf16")
     with pytest.raises(ConfigError, match="unknown runtime"):
         load_network(tiny_bundle, "segmenter", RuntimeConfig("tensorflow"))  # type: ignore[arg-type]
+
+
+INTERRUPTED = """
+import gc, os, signal, sys, time
+from pathlib import Path
+from mammoseg.runtime import RuntimeConfig, load_network
+network = load_network(Path(sys.argv[1]), "detector", RuntimeConfig(kind="openvino"))
+if sys.argv[2] == "released":
+    del network
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("network", ["held", "released"])
+def test_openvino_leaves_signals_as_they_were(tiny_bundle: Path, network: str) -> None:
+    """It leaves a signal stack behind that it has freed: Ctrl-C then was a segmentation fault."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tiny_bundle), network]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "interrupted", "")
