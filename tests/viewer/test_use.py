@@ -322,3 +322,40 @@ def test_everything_has_a_name_and_enough_contrast(server: Any, view_of: Callabl
 
     right = "Math.max(...[...document.querySelectorAll('#tools button')].map(b => b.getBoundingClientRect().right))"
     assert viewer.page.evaluate(right) <= 1280
+
+
+def test_going_to_another_study_and_back(
+    tmp_path: Path, exam: Any, serve: Callable[..., Any], view_of: Callable[..., Any]
+) -> None:
+    """Each study shows its own images; a place that the other study filled is empty where this one has nothing."""
+    write_exams(tmp_path / "png", 1, seed=SMALL_SEED, format="png", config=PhantomConfig(size=(832, 640)))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for view in VIEWS:
+        (folder / f"first_{view}.png").write_bytes(next((tmp_path / "png" / "images").glob(f"*_{view}.png")).read_bytes())
+    (folder / "second_LCC.png").write_bytes((folder / "first_LMLO.png").read_bytes())
+    viewer = view_of().open(serve(folder).url)
+    before = {view: viewer.shot(viewer.pane(view)) for view in VIEWS}
+    viewer.page.locator(".study", has_text="second").click()
+    viewer.wait_drawn(1)
+    viewer.settle()
+    panes = viewer.page.locator(".pane:visible")
+    empty = [k for k in range(4) if panes.nth(k).get_attribute("aria-label") == "empty"]
+    assert len(empty) == 3
+    assert all(viewer.shot(panes.nth(k)).max() < 10 for k in empty)
+    assert not np.array_equal(viewer.shot(viewer.pane("LCC")), before["LCC"])
+    viewer.page.locator(".study", has_text="first").click()
+    viewer.wait_drawn(4)
+    viewer.settle()
+    for view in VIEWS:
+        assert np.abs(viewer.shot(viewer.pane(view)).astype(int) - before[view]).mean() < 0.5, view
+
+
+def test_a_server_that_asks_for_a_token(exam: Any, serve: Callable[..., Any], view_of: Callable[..., Any]) -> None:
+    """The address that the server prints opens the viewer; the token does not stay in it."""
+    token = "a-token-of-twenty-six-letters"
+    server = serve(exam.inputs, exam.results, "--token", token)
+    assert token in server.url
+    viewer = view_of().open(server.url)
+    assert token not in viewer.page.url
+    assert len(rows(viewer)) == sum(len(d["lesions"]) for d in findings(exam).values())

@@ -41,6 +41,13 @@ async function main(): Promise<void> {
   performance.mark('info');
   await model.take(contents);
   await jobs.watch();
+  document.addEventListener('visibilitychange', () => {
+    if (!document.hidden)
+      void model.refresh().then(
+        () => jobs.watch(),
+        (error: Error) => jobs.say(error.message),
+      );
+  });
 }
 
 /** The pixel under the pointer: which it is, where in mm, and its stored value. */

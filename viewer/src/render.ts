@@ -157,7 +157,7 @@ export class Renderer {
   /** Takes a plane to be drawn from now on; resolves when it can be, or when another one was asked for meanwhile. */
   async show(image: ImageRecord, size: Size, plane: Plane, isMirrored: boolean): Promise<void> {
     const id = `${SCHEME}:${image.image_id}/${plane.level}${isMirrored ? '/mirrored' : ''}`;
-    if (id === this.coming) return;
+    if (id === this.coming && shown.has(id)) return;
     this.coming = id;
     shown.set(id, { plane, image, size, mirrored: isMirrored });
     await this.viewport.setStack([id], 0);

@@ -5,22 +5,45 @@ import { byId, fill, h } from './dom';
 import { inOrder, namesOf } from './hanging';
 import type { Model } from './model';
 
+const SEARCH_FROM = 12; // studies; fewer are seen at a glance
+const MOST = 100; // that are listed
+
 export class StudiesPanel {
+  private readonly heading = h('h2');
+  private readonly search = h('input', {
+    type: 'text',
+    'aria-label': 'Search studies',
+    placeholder: 'Search',
+    hidden: true,
+  });
+  private readonly list = h('div');
+
   constructor(private readonly model: Model) {
+    byId('studies').append(this.heading, this.search, this.list);
+    this.search.addEventListener('input', () => this.update());
     model.listen((change) => {
-      if (['studies', 'study', 'layout', 'selection'].includes(change)) this.update();
+      if (change === 'studies' || change === 'study') this.update();
+      if (change === 'layout' || change === 'selection') this.showActive();
     });
   }
 
   private update(): void {
-    const { model } = this;
-    byId('study-name').textContent = model.study?.label ?? '';
+    const { studies, study: open } = this.model;
+    byId('study-name').textContent = open?.label ?? '';
+    this.heading.textContent = `Studies (${studies.length})`;
+    this.search.hidden = studies.length < SEARCH_FROM;
+    const wanted = this.search.value.trim().toLowerCase();
+    const found = studies.filter(({ label }) => label.toLowerCase().includes(wanted));
+    const listed = found.slice(0, MOST);
+    if (open && found.includes(open) && !listed.includes(open)) listed.unshift(open);
+    const rest = found.length - listed.length;
     fill(
-      byId('studies'),
-      h('h2', {}, `Studies (${model.studies.length})`),
-      model.studies.length === 0 ? h('p', { class: 'quiet' }, 'None yet. Drop mammograms anywhere to add some.') : null,
-      ...model.studies.map((study) => this.study(study)),
+      this.list,
+      studies.length === 0 ? h('p', { class: 'quiet' }, 'None yet. Drop mammograms anywhere to add some.') : null,
+      ...listed.map((study) => this.study(study)),
+      rest > 0 ? h('p', { class: 'quiet' }, `… and ${rest} more: search for them.`) : null,
     );
+    this.showActive();
   }
 
   private study(study: Study): HTMLElement {
@@ -39,29 +62,29 @@ export class StudiesPanel {
       h('span', {}, study.label),
       open ? null : h('span', { class: 'quiet' }, tally(images)),
     );
-    return h(
-      'div',
-      {},
-      title,
-      open ? h('ul', {}, ...images.map((image, k) => h('li', {}, this.image(image, names[k] ?? image.name)))) : null,
-    );
+    const entries = images.map((image, k) => h('li', {}, this.image(image, names[k] ?? image.name)));
+    return h('div', {}, title, open ? h('ul', {}, ...entries) : null);
   }
 
   private image(image: ImageRecord, name: string): HTMLElement {
-    const active = this.model.active === image.image_id;
     return h(
       'button',
       {
         type: 'button',
         class: `image-entry ${image.status}`,
         'data-key': image.image_id,
-        'aria-pressed': active ? 'true' : 'false',
         title: image.name,
         onclick: () => this.model.setLayout(this.model.layout === 'pair' ? 'pair' : 'one', image.image_id),
       },
       h('span', {}, name),
       h('span', { class: 'state' }, stateOf(image)),
     );
+  }
+
+  private showActive(): void {
+    for (const button of this.list.querySelectorAll('.image-entry')) {
+      button.setAttribute('aria-pressed', String(button.getAttribute('data-key') === this.model.active));
+    }
   }
 }
 
