@@ -70,13 +70,15 @@ def encoded(ds: Dataset) -> bytes:
 
 
 @contextlib.contextmanager
-def associated(port: int, *contexts: tuple[str, str], calling: str = "SENDER", **options: Any) -> Iterator[Association]:
+def associated(
+    port: int, *contexts: tuple[str, str], calling: str = "SENDER", called: str = "MAMMOSEG", **options: Any
+) -> Iterator[Association]:
     """An association with the node; aborted at the end where it is still there."""
     entity = AE(calling)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = 60
     for abstract, syntax in contexts or ((MG, ExplicitVRLittleEndian),):
         entity.add_requested_context(abstract, syntax)
-    association = entity.associate("127.0.0.1", port, ae_title="MAMMOSEG", **options)
+    association = entity.associate("127.0.0.1", port, ae_title=called, **options)
     try:
         yield association
     finally:
@@ -230,7 +232,7 @@ class Process:
 SETTINGS = """\
 spool = "{spool}"
 port = {port}
-calling = ["SENDER"]
+calling = ["{calling}"]
 quiet_s = {quiet_s}
 {top}
 [limits]
@@ -252,7 +254,7 @@ def node(tmp_path: Path) -> Iterator[Starter]:
     def start(begin: bool = True, **settings: Any) -> Process:
         number = len(running)
         known = {"spool": tmp_path / f"spool{number}", "port": free_port(), "quiet_s": 0.3, "top": "", "limits": "", "rest": ""}
-        known |= {"formats": '["json"]'} | settings
+        known |= {"formats": '["json"]', "calling": "SENDER"} | settings
         config = tmp_path / f"node{number}.toml"
         config.write_text(SETTINGS.format(**known))
         made = Process(config, Path(known["spool"]), tmp_path / f"node{number}.log", int(known["port"]))

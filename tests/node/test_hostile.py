@@ -95,14 +95,14 @@ def hurl(port: int, pdus: list[bytes], rng: random.Random) -> list[int]:
     answers = []
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as peer:
-            peer.settimeout(1.0)
+            peer.settimeout(0.3)
             peer.sendall(pdus[0])
             with contextlib.suppress(TimeoutError):  # it may wait for the rest of the first PDU
                 answers += peer.recv(4096)[:1]
+            peer.settimeout(0.15)
             for pdu in pdus[1:]:
                 peer.sendall(pdu)
-            if rng.random() < 0.9:  # else it hangs up without a word
-                peer.shutdown(socket.SHUT_WR)
+            if rng.random() < 0.8:  # else it hangs up without a word
                 answers += peer.recv(4096)[:1]
     except OSError:
         pass
@@ -176,8 +176,8 @@ def campaign(node: Any, tools: Any, count: int, seed: int) -> None:
     assert here.stop() == 0
 
 
-def test_six_hundred_mutations(node: Any, tools: Any) -> None:
-    campaign(node, tools, 600, seed=1)
+def test_four_hundred_mutations(node: Any, tools: Any) -> None:
+    campaign(node, tools, 400, seed=1)
 
 
 @pytest.mark.soak

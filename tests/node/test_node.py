@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from click.testing import CliRunner
 from pydicom import uid
+
+from mammoseg.apps.cli import cli
 
 ALL = '["json", "seg", "cadsr", "sr", "pr", "sc"]'
 CADSR, SR, SEG = uid.MammographyCADSRStorage, uid.ComprehensiveSRStorage, uid.SegmentationStorage
@@ -30,10 +33,16 @@ retry_max_s = 1.0
 """
 
 
-def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mammoseg.apps.cli", "node", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+def start(config: Path) -> subprocess.CompletedProcess[str]:
+    """`mammoseg node start`, which is refused."""
+    command = [sys.executable, "-m", "mammoseg.apps.cli", "node", "start", "--config", str(config)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def status(config: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output of `mammoseg node status`."""
+    done = CliRunner().invoke(cli, ["node", "status", "--config", str(config), *options])
+    return done.exit_code, done.output
 
 
 def content(file: Path) -> bytes:
@@ -85,9 +94,9 @@ def test_a_study_comes_back_as_results_and_a_late_image_makes_a_second_version(n
         ours = list(written.values())
         assert tools.send(here.port, *ours) == [0] * len(ours)
         assert len(here.events("own_result_ignored")) == len(ours)
-        shown = run("status", "--config", here.config)
-        assert shown.returncode == 0, shown.stderr
-        assert f"to pacs: 0 waiting, {len(pacs.got)} delivered" in shown.stdout
+        code, shown = status(here.config)
+        assert code == 0
+        assert f"to pacs: 0 waiting, {len(pacs.got)} delivered" in shown
         assert here.stop() == 0
     events = [line["event"] for line in here.events()]
     assert events[-2:] == ["stopping", "stopped"]
@@ -140,10 +149,6 @@ def test_wrong_settings_are_one_clear_line(tmp_path: Path) -> None:
         good + "[limits]\npdu_kib = 1\n": "pdu_kib: expected 16 to 16384",
         "spool = [": "not valid TOML",
     }
-    from click.testing import CliRunner
-
-    from mammoseg.apps.cli import cli
-
     for text, message in cases.items():
         (tmp_path / "node.toml").write_text(text)
         done = CliRunner().invoke(cli, ["node", "start", "--check", "--config", str(tmp_path / "node.toml")])
@@ -160,15 +165,15 @@ def test_wrong_settings_are_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_second_node_in_the_same_spool_is_refused_and_a_taken_port_named(node: Any, tmp_path: Path) -> None:
     here = node()
-    again = run("start", "--config", here.config)
+    again = start(here.config)
     assert (again.returncode, "another node is at work" in again.stderr) == (2, True), again.stderr
     other = node(begin=False, port=here.port)
-    taken = run("start", "--config", other.config)
+    taken = start(other.config)
     assert taken.returncode == 2
     assert f"cannot listen on 127.0.0.1 port {here.port}" in taken.stderr
-    status = run("status", "--json", "--config", here.config)
-    found = json.loads(status.stdout)
-    assert (found["running"], found["studies"]) == (True, {"waiting": 0, "failing": 0, "finished": 0})
+    code, shown = status(here.config, "--json")
+    found = json.loads(shown)
+    assert (code, found["running"], found["studies"]) == (0, True, {"waiting": 0, "failing": 0, "finished": 0})
     here.stop()
-    status = run("status", "--config", here.config)
-    assert (status.returncode, status.stdout.splitlines()[0]) == (3, "node: not running")
+    code, shown = status(here.config)
+    assert (code, shown.splitlines()[0]) == (3, "node: not running")
