@@ -73,7 +73,8 @@ class Catalogue:
 
     def entry(self, image_id: str) -> Entry:
         """The image of that id. Raises `ApiError` 404."""
-        found = self._current.entries.get(image_id) or self._scan().entries.get(image_id)
+        known = None if self._until == 0.0 else self._current.entries.get(image_id)
+        found = known or self._scan().entries.get(image_id)
         if found is None:
             raise not_found("image")
         return found
