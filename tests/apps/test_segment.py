@@ -259,7 +259,16 @@ def test_resume_keeps_what_is_done_and_redoes_what_changed(tiny_bundle: Path, sm
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mammoseg.apps.cli", *(str(a) for a in arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # ignored where tests run in the background
+    )
 
 
 def wait_for_images(out: Path, number: int, process: subprocess.Popen[str]) -> None:
