@@ -223,7 +223,8 @@ def _detector(study: Study, split: str) -> Step:
         init = pretrained if pretrained is not None else study.out / "models/pretrain/model" if before else None
         _train_detector(study, study.config.finetune, study.out / "data" / "inbreast", study.out / folder, init)
 
-    settings = _training_settings(study.config.finetune)
+    finetune = study.config.finetune
+    settings = _training_settings(replace(finetune, weights=None) if pretrained is not None or before else finetune)
     if pretrained is not None:
         settings["pretrained"] = _content_of(pretrained)
     return Step(
