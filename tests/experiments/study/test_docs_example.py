@@ -1,4 +1,4 @@
-"""docs/study.md: its example network, taken from the page as it stands, is one file and one line, and rows in tables 4 and 5."""
+"""docs/study.md: its example network, as it stands on the page, takes one file and one line to be compared in the tables."""
 
 from __future__ import annotations
 
