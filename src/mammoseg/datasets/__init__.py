@@ -67,8 +67,9 @@ def inspect(spec: str | Path) -> tuple[list[DatasetItem], list[str]]:
     """
     kind, path, options = parse_spec(spec)
     function = getattr(importlib.import_module(READERS[kind].partition(":")[0]), "survey", None)
+    lines: list[str] = []
     if function is None:
-        items, lines = read_dataset(spec), []
+        items = read_dataset(spec)
     else:
         items, lines = cast(tuple[list[DatasetItem], list[str]], _call(function, kind, path, options))
     return items, lines + check_items(items)

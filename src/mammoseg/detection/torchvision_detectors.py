@@ -79,7 +79,7 @@ class _Detector(nn.Module):
         self.config = config
         import_torchvision()
         self.model: Any = self._make(config, {"image_mean": [0.0] * 3, "image_std": [1.0] * 3})
-        self.model.transform.resize = _as_it_is  # the predictor's frame is the input
+        self.model.transform.resize = _as_it_is  # type: ignore[method-assign]  # the predictor's frame is the input
 
     def _make(self, config: TorchvisionConfig, plain: dict[str, Any]) -> nn.Module:
         raise NotImplementedError

@@ -8,8 +8,8 @@ them which it is: five 4×4 convolutions. Losses, as published:
     L_D = BCE(D(x, y), 1) + BCE(D(x, G(x)), 0)          L_G = BCE(D(x, G(x)), 1) + λ · (1 − Dice(y, G(x))),  λ = 150
 
 Both are minimised in one step of one optimizer: L_G sees D's weights as constants, L_D sees G(x) as a constant, so each
-gradient is the one of its own loss. (Singh et al. alternate two Adam optimizers of equal settings; λ is divided out here, so that
-the learning rate means what it means for the other networks: L_G / λ.)
+gradient is the one of its own loss. (Singh et al. alternate two Adam optimizers of equal settings; λ is divided out here, so
+that the learning rate means what it means for the other networks: L_G / λ.)
 """
 
 from __future__ import annotations
