@@ -80,6 +80,7 @@ class DicomWeb:
                             if stop.is_set():
                                 return images
                             parts.write(piece)
+                        _check_whole(answer)
                         received = parts.finish()
                     finally:
                         parts.close()
@@ -105,6 +106,7 @@ def _ask_json(base: str, path: str, query: list[tuple[str, str]]) -> list[Mappin
         if answer.status == 204:
             return []
         data = answer.read(_JSON_MAX + 1)
+        _check_whole(answer, len(data) > _JSON_MAX)
     try:
         found = json.loads(data) if len(data) <= _JSON_MAX else None
     except (ValueError, RecursionError):
@@ -130,7 +132,7 @@ def _asked(base: str, path: str, query: list[tuple[str, str]], accept: str) -> I
     if secret := os.environ.get(AUTHORIZATION):
         headers["Authorization"] = secret
     try:
-        connection.request("GET", parts.path + path + (f"?{urlencode(query)}" if query else ""), headers=headers)
+        connection.request("GET", parts.path + path + (f"?{urlencode(query, safe='*')}" if query else ""), headers=headers)
         answer = connection.getresponse()
         if answer.status // 100 != 2:
             raise ApiError(502, "dicomweb", f"the DICOMweb server answered with status {answer.status}")
@@ -141,6 +143,12 @@ def _asked(base: str, path: str, query: list[tuple[str, str]], accept: str) -> I
         raise ApiError(502, "dicomweb", f"the DICOMweb server cannot be asked ({type(error).__name__})") from error
     finally:
         connection.close()
+
+
+def _check_whole(answer: http.client.HTTPResponse, left: bool = False) -> None:
+    """Raises `ApiError` 502 where less came than was announced. left: more may be there that was not read."""
+    if answer.length and not left:
+        raise ApiError(502, "dicomweb", "the DICOMweb server's answer was cut short")
 
 
 def _values(item: Mapping[str, Any], tag: str) -> list[Any]:
