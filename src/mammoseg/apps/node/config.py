@@ -14,6 +14,7 @@ from mammoseg.apps.outputs import FORMATS
 from mammoseg.config import load_toml
 from mammoseg.errors import ConfigError
 
+IMPLEMENTATION_NAME = "MAMMOSEG"
 _MIB = 1 << 20
 
 

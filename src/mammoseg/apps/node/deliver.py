@@ -20,9 +20,10 @@ from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from mammoseg.apps.node.config import Destination
+from mammoseg.apps.node.config import IMPLEMENTATION_NAME, Destination
 from mammoseg.apps.node.log import Log, short
 from mammoseg.apps.node.store import Delivery, Store
+from mammoseg.io.dicom_results.maker import IMPLEMENTATION_CLASS_UID
 
 _AT_ONCE = 100  # results in one association
 _ANSWER_MAX = 1 << 20
@@ -53,6 +54,8 @@ class DicomSender:
     def send(self, files: list[Path]) -> Iterator[tuple[Path, str | None]]:
         """One association for up to 100 files."""
         entity = AE(self._calling)
+        entity.implementation_class_uid = uid.UID(IMPLEMENTATION_CLASS_UID)
+        entity.implementation_version_name = IMPLEMENTATION_NAME
         for timeout in ("acse_timeout", "dimse_timeout", "network_timeout", "connection_timeout"):
             setattr(entity, timeout, self._to.timeout_s)
         kinds = {_kind(file) for file in files[:_AT_ONCE]}

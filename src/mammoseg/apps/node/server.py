@@ -28,14 +28,13 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from mammoseg.apps.node import intake
-from mammoseg.apps.node.config import NodeConfig
+from mammoseg.apps.node.config import IMPLEMENTATION_NAME, NodeConfig
 from mammoseg.apps.node.intake import Refused, examine, key_of
 from mammoseg.apps.node.log import Log, place_of, short
 from mammoseg.apps.node.store import Store
 from mammoseg.io.dicom_codec import TRANSFER_SYNTAXES
 from mammoseg.io.dicom_results.maker import IMPLEMENTATION_CLASS_UID
 
-_IMPLEMENTATION_NAME = "MAMMOSEG"
 _NATIVE = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian]
 _COMMANDS = frozenset({"C_STORE_RQ", "C_ECHO_RQ", "C_CANCEL_RQ"})
 _COMMAND_MAX = 1 << 16
@@ -283,7 +282,7 @@ def _entity(config: NodeConfig) -> AE:
     """What we are and offer."""
     entity = AE(config.ae_title)
     entity.implementation_class_uid = uid.UID(IMPLEMENTATION_CLASS_UID)
-    entity.implementation_version_name = _IMPLEMENTATION_NAME
+    entity.implementation_version_name = IMPLEMENTATION_NAME
     entity.require_calling_aet = list(config.calling)
     entity.require_called_aet = True
     entity.maximum_pdu_size = config.limits.pdu_kib * 1024
@@ -307,7 +306,7 @@ def _file_head(class_uid: str, instance_uid: str, syntax: uid.UID) -> bytes:
     meta.MediaStorageSOPInstanceUID = uid.UID(instance_uid)
     meta.TransferSyntaxUID = syntax
     meta.ImplementationClassUID = uid.UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = _IMPLEMENTATION_NAME
+    meta.ImplementationVersionName = IMPLEMENTATION_NAME
     buffer = DicomBytesIO()
     buffer.write(b"\0" * 128 + b"DICM")
     write_file_meta_info(buffer, meta, enforce_standard=True)
