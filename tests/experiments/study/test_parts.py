@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from mammoseg.config import from_dict, to_dict
+from mammoseg.bundle import default_bundle
+from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import coco
 from mammoseg.errors import ConfigError, DatasetError, UsageError
 from mammoseg.evaluation.inputs import Pair
@@ -21,6 +22,7 @@ from mammoseg.experiments.study.cost import forward
 from mammoseg.experiments.study.data import prepare, read_prepared, spec_of
 from mammoseg.experiments.study.graph import Graph, Step
 from mammoseg.experiments.study.inference import choose_operating_point
+from mammoseg.experiments.study.plan import going_on
 from mammoseg.experiments.study.presets import preset
 from mammoseg.experiments.study.splits import leaked_patients, patient_split, published_split, training_fold
 from mammoseg.experiments.study.tables import Row
@@ -239,6 +241,16 @@ def test_the_published_configuration():
     assert {k for k, _, _ in departures(preset("smoke"))} > {"data.size", "splits.count"} - {"splits.count"}
     with pytest.raises(ConfigError, match="mended"):
         from_dict(StudyConfig, {"mended": {"networks": ["vnet"]}})
+
+
+def test_the_shipped_study_for_two_cores_is_read():
+    config = load_toml(StudyConfig, DOCS.parent / "configs/study_cpu.toml", under=to_dict(StudyConfig()))
+    assert (config.pretrained, config.splits.count, config.segmenter_of("unetpp").training.steps) == ("installed", 2, 60)
+    assert config.segmenter_of("unetpp").training.optimizer == config.segmenter.training.optimizer == "adamw"
+    assert list(config.networks) == list(StudyConfig().networks)
+    own = going_on(config.finetune, default_bundle())
+    assert own.network["backbone"] == "efficientnet_lite2"
+    assert (own.frame.region, own.scales, own.training.steps) == ("breast", config.finetune.scales, 60)
 
 
 def test_every_assumption_names_a_setting_that_is_there_and_the_page_is_current():

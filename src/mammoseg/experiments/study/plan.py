@@ -177,12 +177,17 @@ def _pretrain(study: Study, pretrained: Path | None) -> Iterator[Step]:
 
 
 def _train_detector(study: Study, config: DetectorTrainConfig, data: Path, out: Path, init: Path | None) -> None:
-    own = replace(config, cache=str(study.out / "cache"), weights=None if init else config.weights)
-    if init is not None:  # network and preprocessing are those of the start
-        taken = read_settings(None, [], init)
-        own = replace(own, arch=taken.arch, network=taken.network, frame=taken.frame, mean=taken.mean, std=taken.std)
-        own = replace(own, xy_scale=taken.xy_scale)
+    own = replace(going_on(config, init), cache=str(study.out / "cache"))
     train_detector(own, f"coco:{data / 'annotations.json'}", out, out / "all.json", init, resume=True)
+
+
+def going_on(config: DetectorTrainConfig, init: Path | None) -> DetectorTrainConfig:
+    """The settings of a run that starts from `init`: network and preprocessing are those of the start."""
+    if init is None:
+        return config
+    taken = read_settings(None, [], init)
+    same = {key: getattr(taken, key) for key in ("arch", "network", "frame", "mean", "std", "xy_scale")}
+    return replace(config, weights=None, **same)
 
 
 def _training_settings(config: Any) -> dict[str, Any]:
@@ -233,7 +238,7 @@ def _detector(study: Study, split: str) -> Step:
         (folder,),
         needs=("data/inbreast", f"split/{split}", *before),
         settings=settings,
-        cost=lambda: cost.train_detector(study.config.finetune),
+        cost=lambda: cost.train_detector(going_on(study.config.finetune, pretrained)),
         keeps=TRAINING_LEFTOVERS,
         drops=("checkpoints",),
     )
@@ -264,7 +269,14 @@ def _detections(study: Study, split: str) -> Step:
         "score_min": config.assumptions.curve_score_min,
     }
     needs = ("data/inbreast", f"split/{split}", f"detector/{split}")
-    return Step(f"detections/{split}", run, folders, needs, settings, lambda: cost.detect(config.finetune, 40))
+    return Step(
+        f"detections/{split}",
+        run,
+        folders,
+        needs,
+        settings,
+        lambda: cost.detect(going_on(config.finetune, _pretrained(study)), 40),
+    )
 
 
 def _lambda_name(lam: float) -> str:
