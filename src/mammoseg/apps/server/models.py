@@ -120,7 +120,8 @@ class Scale(BaseModel):
 
 class FusionMask(BaseModel):
     """M_s of Eq. 1 on the grid that the boxes' edges span: values[j][i] holds from x_edges[i] to x_edges[i + 1] and from
-    y_edges[j] to y_edges[j + 1]; 0 elsewhere. scale: times a value gives the region's absolute score."""
+    y_edges[j] to y_edges[j + 1]; 0 elsewhere. Above 1 where boxes of one scale overlap. scale: times a value gives the
+    absolute score, at most 1."""
 
     x_edges: list[int]
     y_edges: list[int]
