@@ -27,7 +27,8 @@ from mammoseg.apps.node.log import place_of
 from mammoseg.apps.node.store import Snapshot
 from mammoseg.errors import MammosegError
 
-_SPARE_S = 300.0  # beside the time for each image: starting, and writing the results of the study
+_START_S = 120.0  # for a worker to start and load its networks
+_SPARE_S = 300.0  # for writing the results of the study
 
 
 class AnalysisError(Exception):
@@ -66,7 +67,7 @@ class Analyst:
             "images": [[str(path), key] for key, path in seen.objects],
         }
         try:
-            answer = self._ask(request, _SPARE_S + self._settings.image_s * (2 * len(seen.objects) + 1), stop)
+            answer = self._ask(request, _SPARE_S + (_START_S + self._settings.image_s) * (len(seen.objects) + 1), stop)
         except (OSError, ValueError) as error:
             self.kill()
             raise AnalysisError(f"the analysing process is gone ({type(error).__name__})") from None
@@ -207,15 +208,18 @@ def _opened(plan: Any, sha256: str) -> Any:
 
 @contextlib.contextmanager
 def _watched(image_s: float, isolated: bool) -> Iterator[Callable[[], None]]:
-    """Acts when no image was finished for `image_s`, and allows as long again for what comes before the first one.
+    """Acts when no image was finished for `image_s`, and for the start of a worker and its networks.
 
     Isolated, the worker is killed: the run marks its image as failed and goes on. Else this process is: the node asks again.
     """
-    last = [time.monotonic() + image_s]
-    over = threading.Event()
+    last = [time.monotonic() + _START_S]
+    over, killed = threading.Event(), threading.Event()
 
     def alive() -> None:
-        last[0] = time.monotonic()
+        if killed.is_set():  # this is the image whose worker was killed: another one has to start first
+            killed.clear()
+        else:
+            last[0] = time.monotonic()
 
     def watch() -> None:
         while not over.wait(min(1.0, image_s / 4)):
@@ -223,10 +227,10 @@ def _watched(image_s: float, isolated: bool) -> Iterator[Callable[[], None]]:
                 continue
             if not isolated:
                 os.killpg(0, signal.SIGKILL)
-            last[0] = time.monotonic() + image_s
+            last[0] = time.monotonic() + _START_S
+            killed.set()
             for child in multiprocessing.active_children():
-                with contextlib.suppress(OSError):
-                    os.kill(child.pid or 0, signal.SIGKILL)
+                child.kill()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
