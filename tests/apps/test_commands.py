@@ -70,6 +70,7 @@ def test_phantom_datasets_and_evaluate_go_together(tiny_bundle: Path, tmp_path: 
     assert checked.exit_code == 0, checked.output
     assert "4 images of 1 patients" in checked.stdout
     assert "LCC 1, LMLO 1, RCC 1, RMLO 1" in checked.stdout
+    assert checked.stdout.endswith("nothing odd\n")
     arguments = ["--out", tmp_path / "out", "--weights", tiny_bundle, "--workers", "0", "--formats", "json,mask"]
     assert run("segment", tmp_path / "exams/images", *arguments).exit_code == 0
     truth = f"phantom:{tmp_path / 'exams'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from mammoseg.apps.boxes import read_boxes, to_detections
 from mammoseg.apps.inputs import collect, result_folders
-from mammoseg.apps.out_folder import is_below
+from mammoseg.apps.out_folder import is_below, refuse_mixing
 from mammoseg.errors import NotAnImageError, UsageError
 
 
@@ -37,6 +38,9 @@ def _png(path: Path) -> Path:
         (["index.html.dcm", "b.png"], ["index.html.dcm", "b"]),
         ([".png.png"], [".png"]),
         (["..png", "...png"], ["..png", "...png"]),  # their stems are . and ..
+        (["x.png", "x/mask.png", "x/mask.tif"], ["x", "x/mask.png_", "x/mask.tif"]),  # x/mask.png is a file of x.png
+        (["run.json/a.png", "b/a.png"], ["run.json_/a", "b/a"]),
+        (["run.json"], ["run.json_"]),
     ],
 )
 def test_result_folders(sources: list[str], folders: list[str]) -> None:
@@ -67,6 +71,37 @@ def test_what_is_named_must_be_there_and_be_an_image(tmp_path: Path) -> None:
         collect([tmp_path / "notes.txt"])
     with pytest.raises(UsageError, match=r"no images found .*1 files skipped"):
         collect([tmp_path])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    odd = tmp_path / "odd.png"
+    os.mkfifo(odd) if kind == "pipe" else odd.symlink_to("odd.png")
+    with pytest.raises(UsageError, match="pipe or device" if kind == "pipe" else "no such file"):
+        collect([odd])
+    refuse_mixing(tmp_path / "out", [odd])
+
+
+def test_links_and_folders_that_cannot_be_read_are_not_passed_over_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _png(tmp_path / "in/a.png"), _png(tmp_path / "in/closed/b.png"), _png(tmp_path / "elsewhere/c.png")
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/gone.png").symlink_to("nowhere.png")
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:  # the tests may run as root, who can read everything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = collect([tmp_path / "in"])
+    assert [i.source for i in found.images] == ["a.png", "gone.png"]  # the second fails with its reason when it is read
+    assert (found.unread, found.linked) == (("closed",), ("linked",))
+    (tmp_path / "in/a.png").unlink(), (tmp_path / "in/gone.png").unlink()
+    with pytest.raises(UsageError, match=r"no images found in .*1 folder could not be read \(closed\).*not followed"):
+        collect([tmp_path / "in"])
 
 
 def _coco(path: Path, *names: object) -> Path:
@@ -161,6 +196,17 @@ def test_boxes_from_csv_and_coco_are_the_same(tmp_path: Path) -> None:
         ("image,x1,y1,x2,y2\na,5,2,3,4\n", "line 2: expected x1 < x2"),
         ("image,x1,y1,x2,y2\na,nan,2,3,4\n", "line 2: expected x1 < x2"),
         ('{"images": []}', "expected COCO"),
+        ("x1,y1,x2,y2,image\n1,2,3,4\n", "line 2: expected as many values"),
+        ("image,x1,y1,x2,y2\na,1,2,3,4,5\n", "line 2: expected as many values"),
+        pytest.param("image,x1,y1,x2,y2\n" + "a" * 200_000 + ",1,2,3,4\n", "comma-separated", id="a long field"),
+        pytest.param('{"images": ' + "[" * 100_000, "expected COCO", id="deep"),
+        pytest.param(
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": [1'
+            + "0" * 400
+            + ", 1, 1, 1]}]}",
+            "expected COCO",
+            id="a number too large",
+        ),
     ],
 )
 def test_boxes_that_are_wrong_say_where(tmp_path: Path, text: str, message: str) -> None:

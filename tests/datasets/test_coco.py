@@ -9,7 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from mammoseg.apps.cli import cli
 from mammoseg.datasets import check, coco, parse_spec, read_dataset
 from mammoseg.errors import DatasetError
 
@@ -190,8 +192,20 @@ def test_check_names_what_is_odd(tmp_path: Path) -> None:
     file = _write(tmp_path, content)
     (tmp_path / "images" / "b.png").write_bytes((tmp_path / "images" / "a.png").read_bytes())
     found = "\n".join(check(file))
-    for words in ("no laterality", "no view_position", "no mass", "disagrees with its mask", "less than 4", "another patient"):
+    for words in ("no laterality", "no view_position", "disagrees with its mask", "less than 4", "another patient"):
         assert words in found
+
+
+def test_images_without_a_mass_are_odd_only_where_no_image_has_one(tmp_path: Path) -> None:
+    content = _content()
+    content["images"].append(content["images"][0] | {"id": 8, "file_name": "images/b.png"})
+    file = _write(tmp_path, content)
+    (tmp_path / "images" / "b.png").write_bytes((tmp_path / "images" / "a.png").read_bytes())
+    assert not any("mass" in line for line in check(file))
+    shown = CliRunner().invoke(cli, ["datasets", "check", str(file)])
+    assert "without a mass, taken as free of masses: 1 of 2 images, such as images/b.png" in shown.stdout
+    content["annotations"] = []
+    assert "no mass: 2 of 2 images, such as images/a.png" in check(_write(tmp_path, content))
 
 
 def test_specs_and_kinds(tmp_path: Path) -> None:

@@ -244,3 +244,12 @@ def test_undefined_statistics_have_no_interval():
     calls = iter(range(51))
     (rare,) = intervals(lambda w: [1.0 if next(calls) < 20 else None], weights)  # defined for the sample and 19 resamples of 50
     assert (rare.value, rare.low, rare.high) == (1.0, None, None)
+
+
+def test_one_patient_has_no_interval():
+    """However often the one patient is drawn, it is the same value: that says nothing of patients to come."""
+    values = np.array([0.7, 0.9])
+    (one,) = intervals(lambda w: [weighted_mean(values, w)], resamples(["a", "a"], 50))
+    assert (one.value, one.low, one.high) == (pytest.approx(0.8), None, None)
+    (two,) = intervals(lambda w: [weighted_mean(values, w)], resamples(["a", "b"], 50))
+    assert (two.low, two.high) == (pytest.approx(0.7), pytest.approx(0.9))

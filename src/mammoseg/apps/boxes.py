@@ -88,13 +88,21 @@ Row = tuple[str, tuple[float, float, float, float, float], str]
 
 
 def _from_csv(text: str, path: Path) -> list[Row]:
-    reader = csv.DictReader(text.splitlines())
+    try:
+        return _rows_of(csv.DictReader(text.splitlines()), path)
+    except csv.Error as error:
+        raise UsageError(f"{path}: expected comma-separated values, got what is none ({error})") from error
+
+
+def _rows_of(reader: csv.DictReader[str], path: Path) -> list[Row]:
     missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
     if missing:
         raise UsageError(f"{path}: expected the columns {','.join(COLUMNS)}[,score]; missing: {', '.join(missing)}")
     rows: list[Row] = []
     for number, row in enumerate(reader, start=2):
         where = f"{path}, line {number}"
+        if row.get("image") is None or None in row:
+            raise UsageError(f"{where}: expected as many values as there are columns ({len(reader.fieldnames or ())})")
         try:
             x1, y1, x2, y2 = (float(row[c]) for c in COLUMNS[1:])
             rows.append((row["image"], (x1, y1, x2, y2, float(row.get("score") or 1.0)), where))
@@ -111,7 +119,7 @@ def _from_coco(text: str, path: Path) -> list[Row]:
         for n, a in enumerate(data["annotations"]):
             x, y, w, h = (float(v) for v in a["bbox"])
             rows.append((images[a["image_id"]], (x, y, x + w, y + h, float(a.get("score", 1.0))), f"{path}, annotation {n}"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"{path}: expected COCO with images and annotations with bbox ({type(error).__name__}: {error})"
         ) from error

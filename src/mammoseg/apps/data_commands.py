@@ -79,7 +79,10 @@ def check_command(dataset: str) -> int:
     views = Counter(f"{i.laterality or '?'}{i.view_position or '?'}" for i in items)
     click.echo(f"{len(items)} images of {len({i.patient_id for i in items})} patients, {masses} masses, {outlined} with a mask")
     click.echo("views: " + ", ".join(f"{k} {n}" for k, n in sorted(views.items())))
+    free = [i.image_id for i in items if not i.annotation.masses]
+    if free:
+        click.echo(f"without a mass, taken as free of masses: {len(free)} of {len(items)} images, such as {free[0]}")
     for problem in problems:
         click.echo(problem)
-    click.echo("nothing odd" if not problems else f"{len(problems)} odd things")
+    click.echo("nothing odd" if not problems else f"odd: {len(problems)} thing{'s' * (len(problems) > 1)}")
     return 3 if problems else 0

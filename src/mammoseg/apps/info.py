@@ -48,7 +48,9 @@ def info(weights: Path | None, card: bool) -> None:
     size = sum(f.stat().st_size for f in bundle.directory.iterdir() if f.is_file()) / 1e6
     click.echo(f"weights   {bundle.name}, {size:.1f} MB, sha256 {bundle.sha256}")
     for name, network in bundle.config["networks"].items():
-        click.echo(f"          {name}: {', '.join(f'{k} {v}' for k, v in network['config'].items())}")
+        config = dict(network["config"])
+        config |= config.pop("network", {})
+        click.echo(f"          {name}: {', '.join(f'{k} {v}' for k, v in config.items())}")
     fusion = settings_of(bundle).fusion
     click.echo(f"fusion    {fusion.method}, lambda {fusion.lam:g}, lesions from score {fusion.lesion_score_min:g}")
     trained = len(bundle.training.get("patient_sha256", ()))

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import pydicom
 
 from mammoseg.apps.dicom_outputs import STUDIES
-from mammoseg.apps.outputs import LOCK, RUN, TABLES
+from mammoseg.apps.outputs import FINDINGS, LOCK, PICTURE_FILES, RUN, TABLES
 from mammoseg.datasets import parse_spec
 from mammoseg.datasets.splits import Side, read_side
 from mammoseg.errors import NotAnImageError, UsageError
@@ -22,6 +22,7 @@ from mammoseg.io.dicom_attributes import check_kind
 from mammoseg.io.load import DICOM_SUFFIXES, RASTER_SUFFIXES, is_candidate_file, sniff
 
 RESERVED = {RUN, LOCK, STUDIES, *TABLES}
+_OWN_FILES = {FINDINGS, *PICTURE_FILES.values()}  # of each image, in its folder
 _NAME_MAX = 200  # bytes of a folder's name; file systems take 255
 
 
@@ -40,10 +41,24 @@ class InputImage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """images: in the order they are worked through. skipped: files in folders that are no images, relative."""
+    """images: in the order they are worked through. skipped: files in folders that are no images, relative.
+
+    unread: folders that could not be read. linked: folders that are symbolic links, which are not followed.
+    """
 
     images: tuple[InputImage, ...]
     skipped: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    linked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What a walk through folders does not take up."""
+
+    skipped: list[str]
+    unread: list[str]
+    linked: list[str]
 
 
 @dataclass(frozen=True)
@@ -61,24 +76,27 @@ def collect(inputs: Sequence[Path], exclude: Path | None = None) -> Inputs:
     """Finds the images in files, folders (recursed) and COCO files.
 
     exclude: a folder not to look into (where results are written). Hidden files and folders are passed over.
+    A link that leads nowhere is taken up by its name, and gets its status as an image that cannot be read.
     Raises `UsageError` where an input does not exist, is no COCO file or nothing is found, `NotAnImageError` where a named
     file is no image.
     """
     found: list[_Found] = []
-    skipped: list[str] = []
+    passed = _Passed([], [], [])
     for item in inputs:
         if item.is_dir():
-            _walk(item, exclude, found, skipped)
+            _walk(item, exclude, found, passed)
         elif not item.exists():
             raise UsageError(f"no such file or folder: {item}")
+        elif not item.is_file():
+            raise UsageError(f"expected an image file or a folder, got a pipe or device: {item}; save the image to a file")
         elif item.suffix.lower() == ".json":
             found += _coco_images(item)
         else:
             _refuse_no_image(item)
             found.append(_Found(item, item.name))
     if not found:
-        raise nothing_found(inputs, len(skipped))
-    return Inputs(_named(found), tuple(skipped))
+        raise nothing_found(inputs, len(passed.skipped), not_looked_into(passed.unread, passed.linked))
+    return Inputs(_named(found), tuple(passed.skipped), tuple(passed.unread), tuple(passed.linked))
 
 
 def collect_side(dataset: str, fold: Path, side: Side) -> Inputs:
@@ -101,10 +119,25 @@ def _named(found: Sequence[_Found]) -> tuple[InputImage, ...]:
     return tuple(InputImage(i.path, s, f, i.may_skip) for i, s, f in zip(ordered, sources, folders, strict=True))
 
 
-def nothing_found(inputs: Sequence[Path], skipped: int) -> UsageError:
+def nothing_found(inputs: Sequence[Path], skipped: int, remarks: Sequence[str] = ()) -> UsageError:
     """The error of a run without any image."""
-    looked = f" ({skipped} files skipped, which are no images)" if skipped else ""
-    return UsageError(f"no images found in {', '.join(printable(str(i)) for i in inputs)}{looked}")
+    looked = [f"{skipped} files skipped, which are no images"] if skipped else []
+    why = f" ({'; '.join([*looked, *remarks])})" if looked or remarks else ""
+    return UsageError(f"no images found in {', '.join(printable(str(i)) for i in inputs)}{why}")
+
+
+def not_looked_into(unread: Sequence[str], linked: Sequence[str]) -> list[str]:
+    """What to say of folders in which no images were looked for.
+
+    >>> not_looked_into(["private"], [])
+    ['1 folder could not be read (private)']
+    """
+    remarks = []
+    for which, what in ((unread, "could not be read"), (linked, "not followed, being a link")):
+        if which:
+            more = ", ..." if len(which) > 1 else ""
+            remarks.append(f"{len(which)} folder{'s' * (len(which) > 1)} {what} ({printable(which[0])}{more})")
+    return remarks
 
 
 def printable(name: str) -> str:
@@ -128,13 +161,13 @@ def result_folders(sources: Sequence[str]) -> list[str]:
         names = [
             widen(s) if count[n.casefold()] > 1 or n.casefold() in RESERVED else n for s, n in zip(sources, names, strict=True)
         ]
-    names = ["/".join(_short(part) for part in name.split("/")) for name in names]
+    names = ["/".join(_free(part, i == 0) for i, part in enumerate(name.split("/"))) for name in names]
     count, seen = Counter(n.casefold() for n in names), Counter[str]()
     out = []
-    for name in names:  # what is left differs in upper and lower case alone, or is a name we need
+    for name in names:  # what is left differs in upper and lower case alone
         key = name.casefold()
         seen[key] += 1
-        out.append(f"{name}_{seen[key]}" if count[key] > 1 or key in RESERVED else name)
+        out.append(f"{name}_{seen[key]}" if count[key] > 1 else name)
     return out
 
 
@@ -173,20 +206,25 @@ def _refuse_no_image(file: Path) -> None:
             return
 
 
-def _walk(root: Path, exclude: Path | None, found: list[_Found], skipped: list[str]) -> None:
-    avoid = exclude.resolve() if exclude is not None else None
-    for folder, folders, files in os.walk(root):
+def _walk(root: Path, exclude: Path | None, found: list[_Found], passed: _Passed) -> None:
+    avoid = os.path.realpath(exclude) if exclude is not None else None
+
+    def unreadable(error: OSError) -> None:
+        passed.unread.append(Path(os.path.relpath(error.filename or root, root)).as_posix())
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
         here = Path(folder)
-        folders[:] = sorted(d for d in folders if not d.startswith(".") and (here / d).resolve() != avoid)
+        folders[:] = sorted(d for d in folders if not d.startswith(".") and os.path.realpath(here / d) != avoid)
+        passed.linked.extend((here / d).relative_to(root).as_posix() for d in folders if (here / d).is_symlink())
         for name in sorted(files):
             path = here / name
-            if name.startswith(".") or not path.is_file():
+            if name.startswith(".") or (path.exists() and not path.is_file()):
                 continue
             source = path.relative_to(root).as_posix()
             if is_candidate_file(path):
                 found.append(_Found(path, source, may_skip=True))
             else:
-                skipped.append(source)
+                passed.skipped.append(source)
 
 
 def _distinct_sources(found: Sequence[_Found]) -> list[str]:
@@ -201,6 +239,12 @@ def _stem(name: str) -> str:
     suffix = PurePosixPath(name).suffix
     stem = name.removesuffix(suffix) if suffix.lower() in DICOM_SUFFIXES | RASTER_SUFFIXES else name
     return name if stem in (".", "..") else stem
+
+
+def _free(part: str, first: bool) -> str:
+    """One part of a folder's name below OUT: short enough, and no name that files of ours have there."""
+    taken = RESERVED if first else _OWN_FILES
+    return f"{part}_" if part.casefold() in taken else _short(part)
 
 
 def _short(name: str) -> str:

@@ -30,9 +30,9 @@ def check_out(out: Path, inputs: Iterable[Path], resume: bool, overwrite: bool) 
 
 def refuse_mixing(out: Path, paths: Iterable[Path]) -> None:
     """Raises `UsageError` where one of `paths` is OUT or lies in it."""
-    here = out.resolve()
+    here = Path(os.path.realpath(out))
     for path in paths:
-        there = path.resolve()
+        there = Path(os.path.realpath(path))
         if here == there or here in there.parents:
             raise UsageError(f"--out {out} is or holds the input {path}: name a folder for the results alone")
 

@@ -14,7 +14,7 @@ from mammoseg.apps.batch import Outcome, run_batch
 from mammoseg.apps.boxes import read_boxes
 from mammoseg.apps.console import EXIT_INTERRUPTED, EXIT_PARTLY, ImageProgress, fail
 from mammoseg.apps.fold import fold_options
-from mammoseg.apps.inputs import Inputs, collect, collect_side, nothing_found, printable
+from mammoseg.apps.inputs import Inputs, collect, collect_side, not_looked_into, nothing_found, printable
 from mammoseg.apps.out_folder import check_out, refuse_mixing
 from mammoseg.apps.outputs import DEFAULT_FORMATS, FORMATS
 from mammoseg.apps.server.command import check_installed, view
@@ -83,7 +83,8 @@ def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options
     For each image a folder OUT/<name>/ with findings.json, mask.png and overlay.png; for all together findings.jsonl,
     findings.csv, run.json and index.html, a contact sheet to open in a browser.
 
-    Exit code 0: all images processed; 3: some were rejected or failed (the reason is in their findings); 2: wrong usage.
+    Exit code 0: all images processed; 3: some were rejected or failed (the reason is in their findings), or a folder could not
+    be read; 2: wrong usage.
 
     Research software, not for clinical use.
     """
@@ -92,22 +93,23 @@ def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options
     prepared = _prepare(inputs, out, weights, options)
     outcome = run_with_progress(prepared.jobs, prepared.plan, options["workers"], options["resume"], prepared.skipped)
     if not outcome.jobs:
-        raise nothing_found(inputs, outcome.skipped)
+        raise nothing_found(inputs, outcome.skipped, prepared.remarks)
     warn_of_missing_reports(outcome)
     click.echo(summary_line(outcome, out, prepared.remarks))
     if options["view"]:
         view([(j.image.path, j.image.source, out / j.image.folder) for j in outcome.jobs], out, prepared.plan.bundle)
-    return 0 if outcome.count("processed") == len(outcome.jobs) else EXIT_PARTLY
+    return 0 if outcome.count("processed") == len(outcome.jobs) and prepared.whole else EXIT_PARTLY
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is to be done. skipped: files that are no images. remarks: for the summary."""
+    """What is to be done. skipped: files that are no images. remarks: for the summary. whole: all folders could be read."""
 
     jobs: list[Job]
     plan: Plan
     skipped: int
     remarks: list[str]
+    whole: bool
 
 
 def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: dict[str, Any]) -> _Prepared:
@@ -120,7 +122,7 @@ def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: d
     found = _collect(inputs, out, options)
     refuse_mixing(out, (image.path for image in found.images))
     extra: dict[str, Any] = {}
-    jobs, remarks = [Job(image) for image in found.images], []
+    jobs, remarks = [Job(image) for image in found.images], not_looked_into(found.unread, found.linked)
     if options["boxes"] is not None:
         given = read_boxes(options["boxes"])
         extra = {"boxes_sha256": given.sha256}
@@ -131,7 +133,8 @@ def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: d
         if strangers:
             n = sum(len(given.by_image[name]) for name in strangers)
             remarks.append(f"{_plural(n, 'box', 'boxes')} not used, fitting no image ({strangers[0]!r}, ...)")
-    return _Prepared(jobs, Plan(bundle.directory, config, out, formats, extra), len(found.skipped), remarks)
+    plan = Plan(bundle.directory, config, out, formats, extra)
+    return _Prepared(jobs, plan, len(found.skipped), remarks, not found.unread)
 
 
 def _collect(inputs: Sequence[Path], out: Path, options: dict[str, Any]) -> Inputs:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -140,12 +141,16 @@ def _train(kind: str, options: dict[str, Any]) -> None:
     _need_torch()
     module = importlib.import_module(f"mammoseg.experiments.train_{kind}")
     config = module.read_settings(options["config"], options["sets"], options["init"])
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # with several devices this command runs once for each
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+        level=logging.INFO if first else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     function = getattr(module, f"train_{kind}")
     model = function(config, options["data"], options["out"], options["fold"], options["init"], options["resume"])
-    click.echo(f"trained model in {model}")
+    if first:
+        click.echo(f"trained model in {model}")
 
 
 def _need_torch() -> None:

@@ -13,7 +13,7 @@ Weights = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its percentile interval; low and high are None where too few resamples gave a value."""
+    """A value with its percentile interval; low and high are None of one patient, or where too few resamples gave a value."""
 
     value: float | None
     low: float | None = None
@@ -37,10 +37,13 @@ def intervals(
     """Percentile intervals of several statistics at once.
 
     statistics: from image weights f64[n_images] (ones for the sample itself) to values; None where one is undefined.
-    weights: from `resamples`. A statistic defined in fewer than half of the resamples gets no interval.
+    weights: from `resamples`. A statistic defined in fewer than half of the resamples gets no interval. Nor does any where each
+    resample is the sample itself, as it is of one patient: nothing then says how far another patient's value would be.
     """
     values = statistics(np.ones(weights.shape[1]))
     draws = [[np.nan if v is None else v for v in statistics(w)] for w in weights]
+    if len(weights) and (weights == 1).all():
+        return [Interval(v) for v in values]
     table = np.array(draws, dtype=np.float64).reshape(len(weights), len(values))
     return [Interval(v, *_limits(table[:, k], level)) if v is not None else Interval(None) for k, v in enumerate(values)]
 

@@ -21,8 +21,8 @@ SIZES_MM = (10.0, 20.0)
 class Stratum:
     """One group. by: what it is grouped by; group: which one; n_images: those with such masses.
 
-    tpr, dice: of its masses, at the operating point, with their intervals; dice counts missed masses as 0 and is None where no
-    mass of the group has a mask.
+    tpr, dice: of its masses, at the operating point, with their intervals (none of one patient); dice counts missed masses as 0
+    and is None where no mass of the group has a mask.
     """
 
     by: str
@@ -67,6 +67,8 @@ def _stratum(
 
     tpr, dice = intervals(values, how[0], how[1])
     patients = {outcomes[k].pair.truth.patient_id for k in images.tolist()}
+    if len(patients) == 1:  # whichever patients are drawn, the value is this one's or none
+        tpr, dice = Interval(tpr.value), Interval(dice.value)
     return Stratum(by, group, len(mine), len(set(images.tolist())), len(patients), tpr, dice)
 
 
