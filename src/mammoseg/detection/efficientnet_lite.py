@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,40 @@ _OUT_STAGES = (2, 4, 6)  # the last stages at strides 8, 16 and 32
 _CLASSIFIER = ("conv_head.", "bn2.", "classifier.")
 
 
+class _DepthwiseConv(torch.autograd.Function):
+    """A depthwise convolution whose kernel's gradient is computed in float32: on CPUs that is several times faster than the
+    library's bfloat16 way for kernels of 5 × 5 (and more exact). Same values as `conv2d` otherwise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.place, ctx.has_bias = (stride, padding), bias is not None
+        return F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        stride, padding = ctx.place
+        rest = (None, (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), x.shape[1])
+        back = torch.ops.aten.convolution_backward
+        of_x = back(grad, x.to(grad), weight.to(grad), *rest, [True, False, False])[0] if ctx.needs_input_grad[0] else None
+        of_weight = of_bias = None
+        if ctx.needs_input_grad[1]:
+            of_weight = back(grad.float(), x.float(), weight.float(), *rest, [False, True, False])[1]
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            of_bias = grad.sum((0, 2, 3), dtype=torch.float32)
+        return of_x, of_weight, of_bias, None, None
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    stride = conv.stride[0]
+    if conv.groups > 1 and conv.kernel_size[0] > 3 and conv.training and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        y: Tensor = _DepthwiseConv.apply(x, weight, bias, stride, padding)
+        return y
+    return F.conv2d(x, weight, bias, stride, padding, 1, conv.groups)
+
+
 def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, folded: bool) -> Tensor:
     """`norm(conv(x))`. folded: with the statistics held and multiplied into the kernel: the same values as in evaluation
     mode, gradients for kernel, scale and offset, and no pass over the feature map.
@@ -59,9 +93,9 @@ def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, folded: bool) ->
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = conv.weight * scale[:, None, None, None]
-        y = F.conv2d(x, weight, norm.bias - norm.running_mean * scale, stride, padding, 1, conv.groups)
+        y = _convolve(conv, x, weight, norm.bias - norm.running_mean * scale, padding)
         return y[:, :, 1:, 1:] if stride == 2 else y
-    y = F.conv2d(x, conv.weight, None, stride, padding, 1, conv.groups)
+    y = _convolve(conv, x, conv.weight, None, padding)
     normed: Tensor = norm(y[:, :, 1:, 1:] if stride == 2 else y)
     return normed
 
