@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import threading
@@ -131,16 +132,53 @@ def test_what_is_refused_is_kept_and_tried_again(tools: Any, desk: Any) -> None:
         assert len(pacs.got) == 2
 
 
+def wait_for(here: Any, event: str, count: int = 1) -> list[dict[str, Any]]:
+    """The log's lines of an event, when there are so many."""
+    end = time.monotonic() + 60
+    while len(here.events(event)) < count:
+        assert time.monotonic() < end, here.lines.getvalue()
+        time.sleep(0.02)
+    found: list[dict[str, Any]] = here.events(event)
+    return found
+
+
 def test_a_class_the_destination_does_not_know_holds_up_nothing_else(tools: Any, desk: Any) -> None:
-    strange = tools.mammogram(SOPClassUID=uid.RTPlanStorage)
+    """However much of it waits, and though a round may have nothing else to offer."""
+    strange = tools.mammogram(size=(64, 64), SOPClassUID=uid.RTPlanStorage)
+    many = []
+    for number in range(230):
+        many.append(copy.copy(strange))
+        many[-1].file_meta = copy.copy(strange.file_meta)
+        many[-1].SOPInstanceUID = many[-1].file_meta.MediaStorageSOPInstanceUID = uid.UID(f"1.2.3.{number}")
     with tools.archive() as pacs:
-        here = desk(dicom(pacs.port), [strange, *reports(tools, 2)])
+        here = desk(dicom(pacs.port, retry_s=0.5, retry_max_s=3600), [*many, *reports(tools, 2)])
         pacs.wait_for(2)
-        end = time.monotonic() + 30
-        while not here.events("not_delivered"):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        assert here.events("not_delivered")[0]["reason"] == "no presentation context accepted"
+        assert {e["reason"] for e in wait_for(here, "not_delivered", 230)} == {"no presentation context accepted"}
+        (late,) = reports(tools, 1)
+        late.save_as(here.store.outbox / "late.dcm", enforce_file_format=True)
+        here.store.add("t" * 64, "p" * 64, "c" * 64, [b"image"])
+        here.store.finish(here.store.snapshot("t" * 64), {"late.dcm": "key"}, ["pacs"])
+        here.courier.wake()
+        pacs.wait_for(3, seconds=20)
+        assert here.events("destination_unreachable") == []
+    assert len(here.store.waiting("pacs", limit=1000)) == 230
+
+
+def test_what_the_destination_has_already_is_delivered(tools: Any, desk: Any) -> None:
+    with tools.archive(answer=0x0111) as pacs:
+        here = desk(dicom(pacs.port), reports(tools, 2))
+        here.wait()
+    assert len(here.events("delivered")) == 2
+
+
+def test_a_result_that_somebody_removed_holds_up_nothing_else(tools: Any, desk: Any) -> None:
+    port = tools.free_port()
+    here = desk(dicom(port), reports(tools, 3))
+    wait_for(here, "destination_unreachable")
+    (here.store.outbox / "1.dcm").unlink()
+    with tools.archive(port) as pacs:
+        pacs.wait_for(2)
+        assert wait_for(here, "not_delivered")[0]["reason"] == "its file is gone from the outbox"
     assert len(here.store.waiting("pacs")) == 1
 
 
@@ -208,8 +246,10 @@ def test_stow_brings_the_files_to_the_byte(tools: Any, desk: Any, web: Web, tmp_
 def test_stow_that_fails_is_tried_again_and_leads_nowhere_else(tools: Any, desk: Any, web: Web) -> None:
     failed = json.dumps({"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xA700]}}]}}).encode()
     elsewhere = Web()
+    there = failed.replace(str(0xA700).encode(), str(0x0111).encode())
     web.answers = [
         (409, failed, {}),
+        (409, b"", {}),
         (202, failed, {}),
         (302, b"", {"Location": elsewhere.url}),
         (503, b"", {}),
@@ -222,8 +262,12 @@ def test_stow_that_fails_is_tried_again_and_leads_nowhere_else(tools: Any, desk:
     elsewhere.server.shutdown()
     elsewhere.server.server_close()
     reasons = [e["reason"] for e in here.events("not_delivered")]
-    assert reasons == ["answer 409", "answer 202, instance failed", "answer 302", "answer 500"]
+    assert reasons == ["answer 409, instance failed", "answer 409", "answer 202, instance failed", "answer 302", "answer 500"]
     assert [e["reason"] for e in here.events("destination_unreachable")] == ["the destination answered 503"]
+    web.answers = [(409, there, {})]
+    again = desk(stow(web.url), reports(tools, 1))
+    again.wait()
+    assert (web.answers, len(again.events("delivered"))) == ([], 1), "what it has already is delivered"
 
 
 def test_a_destination_that_goes_away_in_the_middle(tools: Any, desk: Any) -> None:

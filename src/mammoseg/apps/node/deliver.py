@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import secrets
-import ssl
 import threading
 import time
 import urllib.error
@@ -27,7 +27,9 @@ from mammoseg.io.dicom_results.maker import IMPLEMENTATION_CLASS_UID
 
 _AT_ONCE = 100  # results in one association
 _ANSWER_MAX = 1 << 20
-_FAILED_SOPS = "00081198"
+_FAILED_SOPS, _FAILURE = "00081198", "00081197"
+_NO_CONTEXT = "no presentation context accepted"
+_HAD_BEFORE = 0x0111  # duplicate SOP instance: UIDs of results are derived from their content, so it is this very one
 
 
 class Unreachable(Exception):
@@ -70,6 +72,9 @@ class DicomSender:
             tls_args=tls,  # type: ignore[arg-type]
         )
         if not association.is_established:
+            if association.rejected_contexts:  # it takes none of these classes: others may fare better
+                yield from ((file, _NO_CONTEXT) for file in files[:_AT_ONCE])
+                return
             why = "rejected the association" if association.is_rejected else "does not answer"
             raise Unreachable(f"the destination {why}")
         try:
@@ -95,11 +100,11 @@ def _store(association: Association, file: Path) -> str | None:
         except ValueError:  # the destination takes Implicit VR Little Endian alone, as it must
             answer = association.send_c_store(pydicom.dcmread(file))
     except ValueError:
-        return "no presentation context accepted"
+        return _NO_CONTEXT
     if "Status" not in answer:
         return "no answer"
     status = int(answer.Status)
-    taken = status == 0 or 0xB000 <= status <= 0xBFFF or status == 0x0001
+    taken = status in (0x0000, 0x0001, _HAD_BEFORE) or 0xB000 <= status <= 0xBFFF
     return None if taken else f"status {status:04X}"
 
 
@@ -130,15 +135,21 @@ class StowSender:
         headers = {**self._headers, "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
         request = urllib.request.Request(self._to.url.rstrip("/") + "/studies", body, headers, method="POST")
         try:
+            status, answer = self._ask(request)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            cause = error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
+            raise Unreachable(f"the destination does not answer ({type(cause).__name__})") from None
+        if status in (401, 403, 404, 502, 503, 504):
+            raise Unreachable(f"the destination answered {status}")
+        return _not_stored(status, answer)
+
+    def _ask(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        try:
             with self._opener.open(request, timeout=self._to.timeout_s) as answer:
-                return _not_stored(answer.status, answer.read(_ANSWER_MAX))
+                return answer.status, answer.read(_ANSWER_MAX)
         except urllib.error.HTTPError as error:
             with error:
-                if error.code in (401, 403, 404, 502, 503, 504):
-                    raise Unreachable(f"the destination answered {error.code}") from None
-                return f"answer {error.code}"
-        except (OSError, ssl.SSLError, ValueError) as error:
-            raise Unreachable(f"the destination does not answer ({type(error).__name__})") from None
+                return error.code, error.read(_ANSWER_MAX)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -160,8 +171,16 @@ def _not_stored(status: int, answer: bytes) -> str | None:
         found = {}
     failed = found.get(_FAILED_SOPS, {}) if isinstance(found, dict) else {}
     if isinstance(failed, dict) and failed.get("Value"):
-        return f"answer {status}, instance failed"
+        return None if _duplicate(failed["Value"]) else f"answer {status}, instance failed"
     return None if status in (200, 202) else f"answer {status}"
+
+
+def _duplicate(failed: Any) -> bool:
+    """Whether the one instance failed because it was there before."""
+    try:
+        return [item[_FAILURE]["Value"] for item in failed] == [[_HAD_BEFORE]]
+    except (TypeError, KeyError):
+        return False
 
 
 class Courier:
@@ -203,10 +222,11 @@ class Courier:
 
     def _round(self, stop: threading.Event) -> float | None:
         """Tries all that is due; returns how long until something is due again, None for never."""
-        now = time.monotonic()
-        due = [d for d in self._store.waiting(self._to.name) if self._later.get(d.id, now) <= now]
+        due = self._due()
         if due:
             by_file = {delivery.file: delivery for delivery in due}
+            for file in [f for f in by_file if not f.is_file()]:
+                self._note(by_file.pop(file), "its file is gone from the outbox")
             try:
                 for file, why in self._sender.send(list(by_file)):
                     self._pause_s = 0.0
@@ -218,8 +238,18 @@ class Courier:
                     self._store.not_delivered(delivery)
                 raise
             return 0.0
-        waits = [self._later[d.id] - now for d in self._store.waiting(self._to.name) if d.id in self._later]
-        return max(0.05, min(waits)) if waits else None
+        return max(0.05, min(self._later.values()) - time.monotonic()) if self._later else None
+
+    def _due(self) -> list[Delivery]:
+        """The oldest results that may be tried now. What was put off, however much that is, holds up nothing behind it."""
+        now, due, after = time.monotonic(), [], 0  # type: float, list[Delivery], int
+        while len(due) < _AT_ONCE:
+            page = self._store.waiting(self._to.name, after)
+            if not page:
+                break
+            due += [d for d in page if self._later.get(d.id, now) <= now]
+            after = page[-1].id
+        return due[:_AT_ONCE]
 
     def _note(self, delivery: Delivery, why: str | None) -> None:
         fields: dict[str, str | int] = {

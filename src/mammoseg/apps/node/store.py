@@ -187,13 +187,13 @@ class Store:
 
     # ---- delivery
 
-    def waiting(self, destination: str, limit: int = 200) -> list[Delivery]:
-        """What this destination has still to get, oldest first."""
+    def waiting(self, destination: str, after: int = 0, limit: int = 200) -> list[Delivery]:
+        """What this destination has still to get, oldest first, a page. after: the last id of the page before."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT id, study, version, file, attempts FROM deliveries WHERE destination = ? AND delivered IS NULL "
-                "ORDER BY id LIMIT ?",
-                (destination, limit),
+                "SELECT id, study, version, file, attempts FROM deliveries "
+                "WHERE destination = ? AND delivered IS NULL AND id > ? ORDER BY id LIMIT ?",
+                (destination, after, limit),
             ).fetchall()
         return [Delivery(i, study, version, self.outbox / file, attempts) for i, study, version, file, attempts in rows]
 
