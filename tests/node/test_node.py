@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from pydicom import uid
 
 from mammoseg.apps.cli import cli
+from mammoseg.apps.node.service import held, is_running
 
 ALL = '["json", "seg", "cadsr", "sr", "pr", "sc"]'
 CADSR, SR, SEG = uid.MammographyCADSRStorage, uid.ComprehensiveSRStorage, uid.SegmentationStorage
@@ -177,3 +179,35 @@ def test_a_second_node_in_the_same_spool_is_refused_and_a_taken_port_named(node:
     here.stop()
     code, shown = status(here.config)
     assert (code, shown.splitlines()[0]) == (3, "node: not running")
+
+
+def test_a_damaged_database_is_one_clear_line(node: Any) -> None:
+    here = node(begin=False)
+    here.spool.mkdir()
+    (here.spool / "node.sqlite").write_text("no database, but words " * 100)
+    done = start(here.config)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "node.sqlite is this program's" in done.stderr
+    code, shown = status(here.config)
+    assert (code, "node.sqlite cannot be read" in shown) == (2, True)
+
+
+def test_who_asks_for_the_status_holds_up_no_start(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            is_running(tmp_path)
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in askers:
+        thread.start()
+    try:
+        for _ in range(50):
+            with held(tmp_path):
+                assert is_running(tmp_path)
+    finally:
+        over.set()
+        for thread in askers:
+            thread.join()

@@ -8,10 +8,12 @@ import hashlib
 import os
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pydicom
 
@@ -21,7 +23,7 @@ from mammoseg.apps.node.deliver import Courier, sender_for
 from mammoseg.apps.node.intake import key_of
 from mammoseg.apps.node.log import Log, place_of, short
 from mammoseg.apps.node.server import Server, serve
-from mammoseg.apps.node.store import Snapshot, Store, write_durably
+from mammoseg.apps.node.store import DATABASE, Snapshot, Store, write_durably
 from mammoseg.errors import UsageError
 
 LOCK = "node.lock"
@@ -51,8 +53,7 @@ class Node:
         """Runs until stopped. Raises `UsageError` where the spool or the port cannot be had."""
         spool = Path(self._config.spool)
         with held(spool):
-            store = Store(spool)
-            removed = store.recover()
+            store, removed = _opened(spool)
             begun = time.monotonic()
             self._quiet_from = dict.fromkeys(store.unfinished(), begun)  # senders could not reach us: quiet begins now
             self._log("recovered", studies=len(self._quiet_from), count=removed)
@@ -72,7 +73,8 @@ class Node:
             for thread in threads:
                 thread.start()
             serve(server)
-            (spool / LOCK).write_text(f"{os.getpid()}\n")
+            with contextlib.suppress(OSError):  # for people; a full disk is no reason not to run
+                (spool / LOCK).write_text(f"{os.getpid()}\n")
             self._log("started", port=self.port, pid=os.getpid())
             _tell_systemd("READY=1")
             self._attend(store)
@@ -94,7 +96,11 @@ class Node:
         while not self._stop.wait(_TICK_S):
             if time.monotonic() - purged > _PURGE_S:
                 purged = time.monotonic()
-                count = store.purge(self._config.keep_h * 3600)
+                try:
+                    count = store.purge(self._config.keep_h * 3600)
+                except (OSError, sqlite3.Error) as error:  # a full disk: later
+                    self._log("error", "error", error=type(error).__name__, where=place_of(error))
+                    continue
                 if count:
                     self._log("purged", studies=count)
 
@@ -173,6 +179,18 @@ def _to_outbox(file: Path, store: Store) -> tuple[str, str]:
     return name, key_of(str(pydicom.filereader.read_file_meta_info(file).MediaStorageSOPInstanceUID))
 
 
+def _opened(spool: Path) -> tuple[Store, int]:
+    """The store, after what a crash left unfinished was removed, and how many files that were. Raises `UsageError`."""
+    try:
+        store = Store(spool)
+        return store, store.recover()
+    except (OSError, sqlite3.Error) as error:
+        raise UsageError(
+            f"spool {spool} cannot be used ({error}): see that the disk is not full, that this user may write there, and that "
+            f"{DATABASE} is this program's"
+        ) from error
+
+
 @contextlib.contextmanager
 def held(spool: Path) -> Iterator[None]:
     """Keeps other nodes out of a spool. Raises `UsageError` where one is at work, or the folder cannot be had."""
@@ -182,11 +200,23 @@ def held(spool: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"spool {spool}: {error.strerror}; name a folder that this user may write to") from error
     with file:
+        if not _locked(file):
+            raise UsageError(f"another node is at work in {spool}: stop it, or give this one its own spool")
+        yield
+
+
+def _locked(file: TextIO, patience_s: float = 1.0) -> bool:
+    """Takes the lock; `node status`, which holds it for a moment, is waited for."""
+    end = time.monotonic() + patience_s
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another node is at work in {spool}: stop it, or give this one its own spool") from error
-        yield
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def is_running(spool: Path) -> bool:
