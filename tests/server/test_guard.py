@@ -154,7 +154,7 @@ CROSS = [
 
 @pytest.mark.parametrize("headers", CROSS, ids=str)
 def test_other_sites_may_ask_nothing(open_one: Running, headers: dict[str, str]) -> None:
-    for method, path in (("GET", "/images"), ("POST", "/jobs"), ("POST", "/uploads"), ("DELETE", "/jobs/" + 24 * "0")):
+    for method, path in (("GET", "/images"), ("POST", "/jobs"), ("POST", "/uploads"), ("DELETE", "/images/" + 24 * "0")):
         answer = open_one.client().request(method, path, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site")
         assert "access-control-allow-origin" not in answer.headers

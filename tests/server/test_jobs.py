@@ -149,10 +149,10 @@ def test_progress_and_cancelling(serve: Callable[..., Running], many: Path, tiny
     assert 0 < seen[-1]["seconds_left"] < 600
     assert client.get(f"/jobs/{second}").json()["state"] == "queued"
     assert len(set(running.children()) - before) >= 2
-    assert client.delete(f"/jobs/{second}").json()["state"] == "cancelled"
-    assert client.delete(f"/jobs/{first}").json()["state"] == "cancelled"
-    assert client.delete(f"/jobs/{first}").status_code == 409
-    assert client.delete(f"/jobs/{'0' * 24}").status_code == 404
+    assert client.post(f"/jobs/{second}/cancel").json()["state"] == "cancelled"
+    assert client.post(f"/jobs/{first}/cancel").json()["state"] == "cancelled"
+    assert client.post(f"/jobs/{first}/cancel").status_code == 409
+    assert client.post(f"/jobs/{'0' * 24}/cancel").status_code == 404
     end = time.monotonic() + 30
     while set(running.children()) - before and time.monotonic() < end:
         time.sleep(0.1)

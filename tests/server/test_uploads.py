@@ -54,7 +54,7 @@ def client(server: Running) -> Iterator[httpx.Client]:
     client = server.client()
     yield client
     for job in client.get("/jobs").json():
-        client.delete(f"/jobs/{job['job_id']}")
+        client.post(f"/jobs/{job['job_id']}/cancel")
     for image in client.get("/images").json():
         for _ in range(100):
             if client.delete(f"/images/{image['image_id']}").status_code == 204:

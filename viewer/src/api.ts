@@ -129,10 +129,6 @@ export async function post<T>(path: string, body: object | FormData): Promise<T>
   return answer.json() as Promise<T>;
 }
 
-export async function remove(path: string): Promise<void> {
-  await ask(path, { method: 'DELETE' });
-}
-
 export function resultAddress(kind: 'images' | 'studies', id: string, format: string): string {
   return `${ROOT}/${kind}/${id}/results/${format}`;
 }

@@ -1,6 +1,6 @@
 /** Analyses: starting them, and how far they are. */
 
-import { get, type Job, post, remove } from './api';
+import { get, type Job, post } from './api';
 import { announce, byId, fill, h } from './dom';
 import type { Model } from './model';
 
@@ -53,7 +53,7 @@ export class JobsPanel {
   }
 
   private async cancel(job: Job): Promise<void> {
-    await remove(`jobs/${job.job_id}`).catch((error: Error) => this.say(error.message));
+    await post(`jobs/${job.job_id}/cancel`, {}).catch((error: Error) => this.say(error.message));
     await this.watch();
   }
 

@@ -64,6 +64,7 @@ def make_app(settings: ServerSettings) -> App:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,
         responses=_REFUSALS,
         telemetry=_NO_TELEMETRY,
     )
@@ -148,5 +149,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][:4])[:100]  # what was given is not repeated
+    known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"][:4]  # what was given is not repeated
+    where = ".".join(str(part) for part in known)[:100]
     return _answer(422, "invalid", f"{where}: {first['msg'][:200]}")

@@ -18,6 +18,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from h11 import LocalProtocolError
+
 from mammoseg.apps.server.settings import MIB, ServerSettings, is_loopback
 
 Scope = MutableMapping[str, Any]
@@ -220,7 +222,11 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.started = True
             message = {**message, "headers": self._with_ours(message.get("headers", ()))}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except LocalProtocolError:  # the rest of the request was no HTTP: it has been answered 400 and hung up on
+            self.gone = True
+            log.warning("an answer could not be sent")
 
     def _with_ours(self, given: Any) -> list[tuple[bytes, bytes]]:
         headers = [(bytes(k).lower(), bytes(v)) for k, v in given]

@@ -40,9 +40,11 @@ NOT_FOUND = refusals(s404="There is no such thing here")
 ASIDE = refusals(s409="The image cannot be used: the message says why", s503="The server is ending", s504="It took too long")
 
 
-def _binary(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    schema = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"content": dict.fromkeys(kinds, schema), "description": "The file"}}
+def _binary(*kinds: str, json: bool = False) -> dict[int | str, dict[str, Any]]:
+    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+    if json:
+        content["application/json"] = {"schema": {"type": "object"}}
+    return {200: {"content": content, "description": "The file"}}
 
 
 @router.get("/info")
@@ -174,7 +176,7 @@ def truth(here: Here, image_id: ImageId) -> models.Truth:
 @router.get(
     "/images/{image_id}/results/{format}",
     response_class=Response,
-    responses={**_binary("application/json", "image/png", "application/dicom"), **NOT_FOUND, **ASIDE},
+    responses={**_binary("image/png", "application/dicom", json=True), **NOT_FOUND, **ASIDE},
 )
 async def image_result(here: Here, image_id: ImageId, format: ImageFormat) -> Response:
     """An image's findings to take away."""

@@ -24,7 +24,7 @@ _FORM = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {"files": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
                     "required": ["files"],
                 }
             }
@@ -95,7 +95,7 @@ def job(here: Here, job_id: JobId) -> models.Job:
     return here.jobs.get(job_id)
 
 
-@router.delete("/jobs/{job_id}", status_code=202, responses={**NOT_FOUND, **refusals(s409="It has ended already")})
+@router.post("/jobs/{job_id}/cancel", status_code=202, responses={**NOT_FOUND, **refusals(s409="It has ended already")})
 def cancel(here: Here, job_id: JobId) -> models.Job:
     """Cancels a job; what it has done stays."""
     return here.jobs.cancel(job_id)
