@@ -7,7 +7,7 @@ out and delineated by the segmentation network, and the contours are put back in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mammoseg.bundle import Bundle, hash_if_readable, open_bundle
 from mammoseg.config import from_dict, to_dict, with_sets
 from mammoseg.detection.predictor import Detector, DetectorSpec
-from mammoseg.errors import ImageError, NotAMammogramError
+from mammoseg.errors import ConfigError, ImageError, NotAMammogramError
 from mammoseg.fusion import FusionConfig, candidates, fuse
 from mammoseg.io.load import load_array, load_mammogram
 from mammoseg.provenance import describe_run
@@ -25,6 +25,10 @@ from mammoseg.reconstruction import ReconstructionConfig, reconstruct
 from mammoseg.runtime import RuntimeConfig, load_network
 from mammoseg.segmentation.predictor import Segmenter, read_spec
 from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, Size, Spacing, Status
+
+
+LANES = 2
+"""Scales at a time: the largest of the paper's five is two fifths of all the work, so that more lanes would wait for it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,33 @@ class DetectionConfig:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """The score from which on lesions are reported so that `fpi` false positives an image come of it on held-out images."""
+
+    fpi: float
+    score_min: float
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
-    """All settings; a bundle's config.json gives the values that suit its networks."""
+    """All settings; a bundle's config.json gives the values that suit its networks.
+
+    operating_points: those the bundle knows; `fusion.lesion_score_min` is the one in use.
+    """
 
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    operating_points: tuple[OperatingPoint, ...] = ()
+
+    def at(self, fpi: float) -> PipelineConfig:
+        """These settings at the operating point of `fpi` false positives an image. Raises ConfigError with those there are."""
+        for point in self.operating_points:
+            if abs(point.fpi - fpi) < 1e-9:
+                return replace(self, fusion=replace(self.fusion, lesion_score_min=point.score_min))
+        known = ", ".join(f"{p.fpi:g}" for p in self.operating_points) or "none; retrain or calibrate it"
+        raise ConfigError(f"operating point {fpi:g}: expected one that the bundle has (false positives an image): {known}")
 
 
 class Pipeline:
@@ -120,9 +144,10 @@ def load(bundle: Path | str | None = None, sets: Iterable[str] = (), config: Pip
     opened = open_bundle(bundle)
     settings = config or with_sets(settings_of(opened), sets)
     networks = opened.config["networks"]
-    detector, segmenter = (load_network(opened.directory, name, settings.runtime) for name in ("detector", "segmenter"))
+    detector = load_network(opened.directory, "detector", settings.runtime, LANES)
+    segmenter = load_network(opened.directory, "segmenter", settings.runtime)
     return Pipeline(
-        Detector(detector, from_dict(DetectorSpec, networks["detector"]["spec"])),
+        Detector(detector, from_dict(DetectorSpec, networks["detector"]["spec"]), detector.lanes),
         Segmenter(segmenter, read_spec(networks["segmenter"]["spec"])),
         settings,
         opened,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mammoseg.detection import BACKBONES, DETECTORS, build_detector, lookup
+from mammoseg.detection import BACKBONES, DETECTORS, build_detector, efficientnet_lite, lookup
 from mammoseg.detection.darknet_weights import Header, load_darknet, load_timm_darknet53, save_darknet
 from mammoseg.detection.efficientnet_lite import EfficientNetLite
 from mammoseg.detection.yolov3 import Darknet53, YoloConfig, YoloV3
@@ -231,3 +231,49 @@ def test_registry_names_things_that_are_there_and_suggests() -> None:
         build_detector({"arch": "yolov4"})
     with pytest.raises(ConfigError, match="did you mean"):
         build_detector({"bakbone": "darknet53"})
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("biased", [True, False])
+def test_gradients_of_the_depthwise_convolution_are_those_of_the_library(stride: int, biased: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 12, 15, 11), torch.randn(12, 1, 5, 5) / 5, torch.randn(12)
+    grad = None
+    results = []
+    for own in (False, True):
+        leaves = [t.clone().bfloat16().float().requires_grad_() for t in (x, weight, bias)]
+        if own:  # what the backbone does under autocast in bfloat16
+            inside = [t.bfloat16() for t in leaves]
+            y = efficientnet_lite._DepthwiseConv.apply(inside[0], inside[1], inside[2] if biased else None, stride, 2)
+            assert y.dtype == torch.bfloat16
+        else:
+            y = torch.nn.functional.conv2d(leaves[0], leaves[1], leaves[2] if biased else None, stride, 2, 1, 12)
+        grad = torch.randn_like(y).bfloat16().float() if grad is None else grad
+        y.backward(grad.to(y.dtype))
+        results.append([y.detach().float(), *(t.grad for t in leaves[: 3 if biased else 2])])
+    for theirs, ours in zip(*results, strict=True):
+        assert torch.allclose(theirs, ours, rtol=0.02, atol=0.02 * float(theirs.abs().max()))
+
+
+def test_training_in_bfloat16_uses_it_and_gives_the_gradients_of_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = EfficientNetLite("efficientnet_lite0", fold_norm=True).train()
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    calls = []
+    own = efficientnet_lite._DepthwiseConv.apply
+
+    def run() -> dict[str, torch.Tensor]:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            sum(f.float().sum() for f in network(x)).backward()
+        return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+    monkeypatch.setattr(efficientnet_lite._DepthwiseConv, "apply", lambda *a: calls.append(1) or own(*a))
+    first = run()
+    assert len(calls) == 9  # the blocks with 5 x 5 kernels: 2 + 3 + 4
+    conv2d = torch.nn.functional.conv2d
+    monkeypatch.setattr(efficientnet_lite._DepthwiseConv, "apply", lambda x, w, b, s, p: conv2d(x, w, b, s, p, 1, x.shape[1]))
+    second = run()
+    assert first.keys() == second.keys()
+    for name, gradient in second.items():
+        assert float((gradient - first[name]).norm()) <= 0.05 * float(gradient.norm()) + 1e-6, name

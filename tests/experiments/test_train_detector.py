@@ -21,7 +21,7 @@ from mammoseg.config import load_toml
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
-from mammoseg.datasets.splits import load_fold
+from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold
 from mammoseg.errors import ConfigError, TrainingError, UsageError
 from mammoseg.geometry import box_iou
 from mammoseg.io.load import load_mammogram
@@ -104,6 +104,35 @@ def test_model_says_what_it_is_and_what_it_was_trained_on(data: Path, trained: P
     curve = (trained.parent / "curve.csv").read_text()
     assert curve.startswith("step,split,metric,value\n1,train,loss,")
     assert "4,validation,ap50," in curve
+
+
+def test_further_datasets_are_trained_on_and_remembered(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_exams(other, 2, seed=8, format="png", config=PhantomConfig(size=(208, 160), normal_fraction=0.0))
+    items = read_dataset(f"phantom:{other}")
+    side = patient_holdout(items, 0.5, 0)
+    save_fold(tmp_path / "side.json", side)
+    config = replace(small(tmp_path / "cache"), also_repeat=2)
+    also = [(f"phantom:{other}", tmp_path / "side.json")]
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = train_detector_module.DetectionTask
+        patch.setattr(
+            train_detector_module,
+            "DetectionTask",
+            lambda model, train, *rest: seen.append(len(train)) or original(model, train, *rest),
+        )
+        model = load_model(train_detector(config, f"phantom:{data}", tmp_path / "run", also=also))
+    assert seen == [8 + 2 * 4]  # the second data set's training side, twice
+    by_id = {i.image_id: i for i in items}
+    patients = {hash_patient("other", by_id[i].patient_id) for i in side.train}
+    assert patients < set(model.record["patient_sha256"])
+    assert {hash_file(Path(by_id[i].path)) for i in side.train} < set(model.record["image_sha256"])
+    assert not {hash_file(Path(by_id[i].path)) for i in side.validation} & set(model.record["image_sha256"])
+    assert model.record["datasets"] == ["other", "small"]
+    assert model.record["also"] == [{"dataset": "other", "fold": side.name, "fold_hash": side.content_hash}]
+    with pytest.raises(UsageError, match="this is another one: data.also"):  # without the further data it is not the same run
+        train_detector(config, f"phantom:{data}", tmp_path / "run", resume=True)
 
 
 def test_killed_and_resumed_run_gives_the_same_weights(data: Path, trained: Path, tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def info(weights: Path | None, card: bool) -> None:
         click.echo(f"          {name}: {', '.join(f'{k} {v}' for k, v in config.items())}")
     fusion = settings_of(bundle).fusion
     click.echo(f"fusion    {fusion.method}, lambda {fusion.lam:g}, lesions from score {fusion.lesion_score_min:g}")
+    points = settings_of(bundle).operating_points
+    if points:
+        listed = ", ".join(f"{p.fpi:g} (score {p.score_min:.3f})" for p in points)
+        click.echo(f"points    --operating-point, false positives an image: {listed}")
     trained = len(bundle.training.get("patient_sha256", ()))
     click.echo(
         f"training  {trained} patients, {len(bundle.training.get('image_sha256', ()))} images (mammoseg info --card says more)"

@@ -43,7 +43,13 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
 )
 @click.option("--lambda", "lam", type=float, metavar="λ", help="MSF's threshold (Eq. 1), 0 to 1; 0 keeps every box.")
 @click.option("--scales", metavar="WxH,...", help="Network input sizes, width x height, e.g. 320x640,480x960.")
-@click.option("--min-score", type=float, metavar="S", help="Operating point: report lesions with at least this score.")
+@click.option(
+    "--operating-point",
+    type=float,
+    metavar="FP",
+    help="Report lesions so that about FP false positives an image come of it: one that the bundle has (see `mammoseg info`).",
+)
+@click.option("--min-score", type=float, metavar="S", help="Report lesions with at least this score.")
 @click.option(
     "--boxes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -117,7 +123,12 @@ def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: d
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume and --overwrite exclude each other")
     bundle = open_bundle(weights)
-    config = with_sets(settings_of(bundle), option_sets(options))
+    config = settings_of(bundle)
+    if options["operating_point"] is not None:
+        if options["min_score"] is not None:
+            raise UsageError("--operating-point and --min-score exclude each other")
+        config = config.at(options["operating_point"])
+    config = with_sets(config, option_sets(options))
     check_out(out, inputs, options["resume"], options["overwrite"])
     found = _collect(inputs, out, options)
     refuse_mixing(out, (image.path for image in found.images))

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,6 +58,8 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @train.command("detector")
 @_training_options
+@click.option("--also", multiple=True, metavar="DATASET", help="A further dataset to train on (may be repeated).")
+@click.option("--also-fold", multiple=True, type=_FILE, metavar="JSON", help="Its fold, in the order of --also; else all.")
 def train_detector(**options: Any) -> None:
     """Train a mass detector on images with boxes.
 
@@ -148,7 +151,13 @@ def _train(kind: str, options: dict[str, Any]) -> None:
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     function = getattr(module, f"train_{kind}")
-    model = function(config, options["data"], options["out"], options["fold"], options["init"], options["resume"])
+    further: dict[str, Any] = {}
+    if options.get("also") or options.get("also_fold"):
+        also, folds = options["also"], options["also_fold"]
+        if len(folds) > len(also):
+            raise UsageError(f"--also-fold: expected at most one for each --also ({len(also)}), got {len(folds)}")
+        further = {"also": list(zip_longest(also, folds))}
+    model = function(config, options["data"], options["out"], options["fold"], options["init"], options["resume"], **further)
     if first:
         click.echo(f"trained model in {model}")
 

@@ -58,6 +58,11 @@ def patient_holdout(items: Sequence[DatasetItem], fraction: float, seed: int, ke
     return _fold(f"holdout-{fraction:g}-seed-{seed}", train, validation, [n for ids in kept.values() for n in ids])
 
 
+def whole(items: Sequence[DatasetItem]) -> Fold:
+    """The fold whose training side is all there is."""
+    return _fold("all", [i.image_id for i in items], [], [])
+
+
 def select(items: Iterable[DatasetItem], fold: Fold, side: Side) -> list[DatasetItem]:
     """The items of one side of a fold, in the order of `items`.
 

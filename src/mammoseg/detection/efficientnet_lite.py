@@ -6,7 +6,7 @@ convolutions of stride 2 pad as TensorFlow's "SAME" does on even sizes. Input RG
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,8 +73,8 @@ class _DepthwiseConv(torch.autograd.Function):
 def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     stride = conv.stride[0]
     if conv.groups > 1 and conv.kernel_size[0] > 3 and conv.training and x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        y: Tensor = _DepthwiseConv.apply(x, weight, bias, stride, padding)
-        return y
+        apply: Callable[..., Tensor] = _DepthwiseConv.apply
+        return apply(x, weight, bias, stride, padding)
     return F.conv2d(x, weight, bias, stride, padding, 1, conv.groups)
 
 

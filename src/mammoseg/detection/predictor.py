@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -96,10 +97,10 @@ def decode(
 
 
 class Detector:
-    """network: executes the exported detector. spec: its preprocessing, anchors and scales."""
+    """network: executes the exported detector. spec: its preprocessing, anchors and scales. lanes: scales at a time."""
 
-    def __init__(self, network: Network, spec: DetectorSpec) -> None:
-        self.network, self.spec = network, spec
+    def __init__(self, network: Network, spec: DetectorSpec, lanes: int = 1) -> None:
+        self.network, self.spec, self.lanes = network, spec, lanes
 
     def detect(
         self,
@@ -118,7 +119,12 @@ class Detector:
             if height % coarsest or width % coarsest or min(height, width) < coarsest:
                 raise ValueError(f"detect: expected scales whose sides are multiples of {coarsest}, got {width}x{height} (WxH)")
         measured = measure(mammogram.pixels, self.spec.frame)
-        return [self.detect_at(mammogram.pixels, measured, size, score_min, nms_iou) for size in sizes]
+        if self.lanes == 1 or len(sizes) == 1:
+            return [self.detect_at(mammogram.pixels, measured, size, score_min, nms_iou) for size in sizes]
+        with ThreadPoolExecutor(self.lanes) as lanes:
+            largest_first = sorted(sizes, key=lambda size: -size[0] * size[1])
+            running = {s: lanes.submit(self.detect_at, mammogram.pixels, measured, s, score_min, nms_iou) for s in largest_first}
+            return [running[size].result() for size in sizes]
 
     def detect_at(
         self, pixels: FloatImage, measured: FrameMeasure, size: Size, score_min: float = 0.005, nms_iou: float = NMS_IOU

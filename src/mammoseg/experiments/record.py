@@ -89,6 +89,16 @@ def learnt_from(
     }
 
 
+def with_further(record: Mapping[str, Any], further: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`record` of `learnt_from` with what further datasets, each its own record, gave; their folds stand below "also"."""
+    out = dict(record)
+    for key in ("datasets", "image_sha256", "patient_sha256"):
+        out[key] = sorted(set(record[key]).union(*(f[key] for f in further)))
+    if further:
+        out["also"] = [{k: f[k] for k in ("dataset", "fold", "fold_hash")} for f in further]
+    return out
+
+
 def ancestry(start: Model | None, weights: str | None) -> dict[str, Any]:
     """`start_weights`: name and sha256 of what training began with, or None; `ancestors`: records behind it, eldest first."""
     if start is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
-from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold, select
+from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold, select, whole
 from mammoseg.detection import DETECTORS, build_detector, described, lookup, network_config
 from mammoseg.detection.anchors import kmeans_anchors, mean_best_iou
 from mammoseg.detection.cache import CachedImage, cached_images
@@ -21,7 +21,15 @@ from mammoseg.detection.losses import LossConfig
 from mammoseg.detection.predictor import DetectorSpec
 from mammoseg.detection.training import DetectionTask, SamplingConfig
 from mammoseg.errors import ConfigError, TrainingError
-from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
+from mammoseg.experiments.record import (
+    ancestry,
+    data_identity,
+    file_hashes,
+    learnt_from,
+    outcome,
+    run_identity,
+    with_further,
+)
 from mammoseg.experiments.start import datasets_of, open_model, refuse_contradictions, tell_changes
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.resize import FrameConfig, frame_transform
@@ -49,7 +57,7 @@ class DetectorTrainConfig:
     sizes: (H, W) of the inputs trained at. anchor_size: at which of them anchors are measured. scales: run at inference by
     default. weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where
     no fold is given; keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for
-    decoded images.
+    decoded images. also_repeat: how often an image of the further datasets comes for one of the first.
     """
 
     arch: str = "yolov3"
@@ -85,9 +93,12 @@ class DetectorTrainConfig:
     images: int = 0
     cache: str = "cache"
     cache_height: int = 1024
+    also_repeat: int = 1
 
     def __post_init__(self) -> None:
         network_config(self.arch, self.network)  # raises ConfigError
+        if self.also_repeat < 1:
+            raise ConfigError(f"also_repeat: expected 1 or more, got {self.also_repeat}")
         coarsest = max(_strides(self.arch))
         for height, width in (*self.sizes, self.validation_size):
             if height % coarsest or width % coarsest or min(height, width) < coarsest:
@@ -100,14 +111,21 @@ def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None
 
 
 def train_detector(
-    config: DetectorTrainConfig, data: str, out: Path, fold: Path | None = None, init: Path | None = None, resume: bool = False
+    config: DetectorTrainConfig,
+    data: str,
+    out: Path,
+    fold: Path | None = None,
+    init: Path | None = None,
+    resume: bool = False,
+    also: Sequence[tuple[str, Path | None]] = (),
 ) -> Path:
     """Trains on the training side of `fold` of the dataset `data` and writes a model directory; returns it (`out/model`).
 
     fold: a fold file; None holds out `config.holdout` of the patients; `out/fold.json` is a copy of either. init: a model
     directory or bundle to start from, with its anchors; `config` must have its network and preprocessing, as `read_settings`
-    takes them over. resume: go on with the run in `out`, which must be the same. Raises TrainingError, DatasetError,
-    ConfigError.
+    takes them over. resume: go on with the run in `out`, which must be the same. also: further datasets to train on, each with
+    a fold file whose training side is taken (None: all of it); nothing of them is validated on. Raises TrainingError,
+    DatasetError, ConfigError.
     """
     items = read_dataset(data)
     split = load_fold(fold) if fold else patient_holdout(items, config.holdout, config.fold_seed, config.keep_out)
@@ -116,7 +134,10 @@ def train_detector(
     _check_start(config, start)
     hashes = file_hashes(items)
     settings = _settings(config)
-    about_data = data_identity(data, split, [*chosen, *held_out], hashes)
+    about_data: dict[str, Any] = dict(data_identity(data, split, [*chosen, *held_out], hashes))
+    others = [_further(config, *one) for one in also]
+    if others:
+        about_data["also"] = [other.identity for other in others]
     decisive = {k: v for k, v in settings.items() if k not in ("training", "weights", "cache")}
     identity = run_identity(decisive, config.training, about_data, start, config.weights)
     admit(out, identity, resume)
@@ -125,6 +146,8 @@ def train_detector(
     train = [cached[i.image_id] for i in chosen]
     if config.images:
         train = [train[i] for i in np.random.default_rng(config.training.seed).permutation(len(train))[: config.images]]
+    own = [c.item for c in train]
+    train += [c for other in others for c in other.images * config.also_repeat]
     if not any(len(c.boxes) for c in train):
         raise TrainingError(f"{data}: no box on the training side of the fold; nothing to learn from")
     sizes = _box_sizes(config, train)
@@ -150,7 +173,8 @@ def train_detector(
     task = DetectionTask(model, train, validation, spec, config.loss, sampling, config.augmentation)
     result = fit(task, config.training, out, resume=resume, identity=identity)
     if result.is_main:
-        record = learnt_from(data, split, [c.item for c in train], hashes, start) | ancestry(start, config.weights)
+        record = learnt_from(data, split, own, hashes, start)
+        record = with_further(record, [other.record for other in others]) | ancestry(start, config.weights)
         record |= outcome(result) | {"metrics": result.metrics, "n_images": len(train), "settings": settings}
         record["anchors"] = {"measured_at": list(config.anchor_size), "mean_best_iou": round(quality, 4)}
         if start is not None:
@@ -158,6 +182,25 @@ def train_detector(
         save_model(out / "model", "detector", result.state, network, to_dict(spec), record)
     wait_for_all()
     return out / "model"
+
+
+@dataclass(frozen=True)
+class _Further:
+    """What a further dataset gives. identity: as `data_identity`. record: as `learnt_from`."""
+
+    images: list[CachedImage]
+    identity: dict[str, str]
+    record: dict[str, Any]
+
+
+def _further(config: DetectorTrainConfig, data: str, fold: Path | None) -> _Further:
+    items = read_dataset(data)
+    split = load_fold(fold) if fold else whole(items)
+    chosen = select(items, split, "train")
+    hashes = file_hashes(chosen)
+    images = cached_images(chosen, Path(config.cache), config.frame, config.cache_height, hashes)
+    identity = data_identity(data, split, chosen, hashes)
+    return _Further(images, identity, learnt_from(data, split, chosen, hashes, None))
 
 
 def _settings(config: DetectorTrainConfig) -> dict[str, Any]:

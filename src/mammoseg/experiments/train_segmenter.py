@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
-from mammoseg.datasets.splits import content_hash, load_fold, save_fold, select
+from mammoseg.datasets.splits import content_hash, load_fold, save_fold, select, whole
 from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
 from mammoseg.experiments.single_region import never_tested
@@ -176,7 +176,7 @@ def train_segmenter(
     DatasetError.
     """
     items = read_dataset(data)
-    sides = load_fold(fold) if fold else _everything(items)
+    sides = load_fold(fold) if fold else whole(items)
     for number, stage in enumerate(config.before):
         begins = config.of_stage(stage)
         begins = replace(begins, backbone_weights="") if number else begins
@@ -241,12 +241,6 @@ def _without_tested(sides: Fold, data: str) -> Fold:
     """The fold with those patients alone on its training side that cross-validation never tests on."""
     free = never_tested(data)
     fold = Fold(f"{sides.name}-never-tested", tuple(i for i in sides.train if i in free), sides.validation, sides.test)
-    return replace(fold, content_hash=content_hash(fold))
-
-
-def _everything(items: Sequence[DatasetItem]) -> Fold:
-    """The fold whose training side is all there is."""
-    fold = Fold("all", tuple(sorted(i.image_id for i in items)), ())
     return replace(fold, content_hash=content_hash(fold))
 
 

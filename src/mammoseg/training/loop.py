@@ -22,6 +22,7 @@ from mammoseg.training.curve import Curve, ProgressLine
 from mammoseg.training.curve_plot import plot_curve
 from mammoseg.training.devices import environment
 from mammoseg.training.identity import admit
+from mammoseg.training.memory import keep_memory
 from mammoseg.training.seeding import seed_all
 
 log = logging.getLogger("mammoseg.training")
@@ -169,6 +170,8 @@ def fit(
         strategy="ddp" if config.devices > 1 else "auto",
     )
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
