@@ -235,7 +235,7 @@ def test_the_command_reads_findings_and_writes_json_and_a_page_that_needs_nothin
     assert saved["curves"]["froc"]["tpr"] == [0.5, 0.5, 1.0]
     assert str(tmp_path) not in json.dumps(saved)
     page = (tmp_path / "report" / "evaluation.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3  # precision-recall, FROC, reliability
     assert page.count("data:image/jpeg;base64,") == 2  # the missed mass and the false positive; boxes alone have no outlines
     assert not re.search(r"(src|href)=.?(http|file|/)", page)
     assert str(tmp_path) not in page

@@ -131,7 +131,7 @@ def test_further_datasets_are_trained_on_and_remembered(data: Path, tmp_path: Pa
     assert not {hash_file(Path(by_id[i].path)) for i in side.validation} & set(model.record["image_sha256"])
     assert model.record["datasets"] == ["other", "small"]
     assert model.record["also"] == [{"dataset": "other", "fold": side.name, "fold_hash": side.content_hash}]
-    with pytest.raises(UsageError, match="this is another one: data.also"):  # without the further data it is not the same run
+    with pytest.raises(UsageError, match=r"this is another one: data\.also"):  # without the further data it is not the same run
         train_detector(config, f"phantom:{data}", tmp_path / "run", resume=True)
 
 

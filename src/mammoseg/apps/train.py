@@ -16,9 +16,13 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
+from mammoseg.apps.fold import fold_options
 from mammoseg.bundle import WeightType, default_bundle
 from mammoseg.config import with_sets
+from mammoseg.datasets import read_dataset
+from mammoseg.datasets.splits import read_side
 from mammoseg.errors import ConfigError, UsageError
+from mammoseg.io.atomic import write_atomic
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -104,6 +108,7 @@ def bundle() -> None:
     show_default=True,
     help="How the segmenter's parameters are stored.",
 )
+@click.option("--calibration", type=_FILE, metavar="JSON", help="What `mammoseg bundle calibrate` wrote: settings to ship.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Setting to ship, e.g. fusion.lesion_score_min=0.2.")
 @click.option("--force", is_flag=True, help="Also a bundle that does not give what the trained networks give.")
 def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
@@ -117,11 +122,17 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
     `reconstruction` and the detector's the rest), or else from the defaults; --set changes them.
     """
     _need_torch()
-    from mammoseg.config import to_dict
+    from mammoseg.config import from_dict, to_dict
     from mammoseg.experiments.make_bundle import BundleOptions, make_bundle, starting_settings
 
-    pipeline = to_dict(with_sets(starting_settings(detector, segmenter), options["sets"]))
-    metrics = _read_metrics(options["metrics"])
+    start, metrics = starting_settings(detector, segmenter), _read_json(options["metrics"])
+    if options["calibration"] is not None:
+        fitted = _read_json(options["calibration"])
+        if not isinstance(fitted.get("pipeline"), dict):
+            raise UsageError(f"{options['calibration']}: expected what `mammoseg bundle calibrate` writes")
+        start = from_dict(type(start), fitted["pipeline"], "pipeline", start)
+        metrics["calibration"] = fitted.get("measured")
+    pipeline = to_dict(with_sets(start, options["sets"]))
     chosen = BundleOptions(
         options["name"] or out.resolve().name,
         pipeline,
@@ -138,6 +149,34 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
         f"{parity['lesions']} masses: Dice of outlines {parity['lesion_mask_dice_mean']:.4f}, of masks in crops "
         f"{parity['segmenter_mask_dice_mean']:.4f}, scores within {parity['lesion_score_difference']:.4f}"
     )
+
+
+@bundle.command("calibrate")
+@click.argument("findings", type=_FOLDER)
+@click.option("--truth", required=True, metavar="DATASET", help="KIND:PATH, or a path whose kind is recognised.")
+@fold_options
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSON file for `bundle make`.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier file.")
+def calibrate(findings: Path, truth: str, out: Path, **options: Any) -> None:
+    """Fit the scores in FINDINGS, of images that were not trained on, to probabilities that a mass is there.
+
+    Writes the settings, and operating points for 0.1, 0.2 and 0.5 false positives an image, for `mammoseg bundle make
+    --calibration`. Prints how far scores are from probabilities before, and after, each patient by the fit on the others.
+    """
+    from mammoseg.experiments.calibrate import calibrate as fit
+
+    if out.exists() and not options["overwrite"]:
+        raise UsageError(f"{out} exists: add --overwrite, or name another file")
+    fold = options["fold"]
+    items = read_dataset(truth) if fold is None else read_side(truth, fold, options["side"])[0]
+    result = fit(findings, truth, items)
+    write_atomic(out, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    click.echo(f"{result.n_images} images with {result.n_masses} masses; a candidate is right from IoU 0.5 on")
+    for words, found in (("raw scores", result.before), ("cross-fitted", result.crossed)):
+        if found is not None:
+            click.echo(f"{words}: ECE {found.ece:.3f}, Brier {found.brier:.3f} over {found.n} candidates from {found.least:g}")
+    for point in result.points:
+        click.echo(f"{point.fpi:g} false positives an image: from score {point.score_min:.3f}")
 
 
 def _train(kind: str, options: dict[str, Any]) -> None:
@@ -168,7 +207,7 @@ def _need_torch() -> None:
         raise ConfigError(f"training needs {' and '.join(missing)}, which are not installed: pip install 'mammoseg[train]'")
 
 
-def _read_metrics(path: Path | None) -> dict[str, Any]:
+def _read_json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:

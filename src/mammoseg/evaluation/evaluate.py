@@ -16,6 +16,7 @@ from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.datasets.splits import Side, read_side
 from mammoseg.evaluation.average_precision import PrecisionRecall, precision_recall
 from mammoseg.evaluation.bootstrap import Interval, intervals, resamples
+from mammoseg.evaluation.calibration import Reliability, reliability
 from mammoseg.evaluation.froc import FPI, Froc, froc
 from mammoseg.evaluation.inputs import Pairs, admit, load_findings, pair, trained_on_patients
 from mammoseg.evaluation.matching import Criterion
@@ -109,7 +110,7 @@ class Part:
 class Evaluation:
     """The result. curves are None where the truth holds no mass; outcomes: one an image, in the truth's order.
 
-    part: None where the whole data set was evaluated on.
+    part: None where the whole data set was evaluated on. reliability: of the candidates' scores as probabilities.
     """
 
     counts: Count
@@ -121,6 +122,7 @@ class Evaluation:
     bundles: tuple[str, ...] = ()
     strata: tuple[Stratum, ...] = ()
     part: Part | None = None
+    reliability: Reliability | None = None
 
     def __getitem__(self, key: str) -> Interval:
         """The figure named `key`, e.g. "ap_iou_0.5"; raises KeyError that lists those there are."""
@@ -147,6 +149,7 @@ class Evaluation:
                 f.key: {"label": f.label, **dataclasses.asdict(f.interval), "n": f.n, "unit": f.unit} for f in self.figures
             },
             "curves": curves,
+            "reliability": None if self.reliability is None else dataclasses.asdict(self.reliability),
             "strata": [dataclasses.asdict(s) for s in self.strata],
             "images": [_row(o) for o in self.outcomes],
         }
@@ -185,6 +188,20 @@ def evaluate_pairs(pairs: Pairs, options: EvaluationOptions, crops: Pairs | None
     if crops is not None:
         admit(crops, options.allow_seen, options.allow_missing)
         figures += _with_intervals(crop_measures(crops.pairs), crops, options)
+    reliable = reliability(ranked.scores, ranked.hits)
+    if reliable is not None:
+        figures += [
+            Figure(
+                "ece",
+                f"Expected calibration error, candidates from {reliable.least:g}",
+                Interval(reliable.ece),
+                reliable.n,
+                "candidates",
+            ),
+            Figure(
+                "brier", f"Brier score, candidates from {reliable.least:g}", Interval(reliable.brier), reliable.n, "candidates"
+            ),
+        ]
     counts = ranked.counts()
     return Evaluation(
         counts=_count(pairs),
@@ -195,6 +212,7 @@ def evaluate_pairs(pairs: Pairs, options: EvaluationOptions, crops: Pairs | None
         options=options,
         bundles=_bundles([p.findings for p in pairs.pairs]),
         strata=tuple(stratify(outcomes, _weights(pairs, options), options.level)),
+        reliability=reliable,
     )
 
 

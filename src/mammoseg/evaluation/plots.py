@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 from mammoseg.evaluation.average_precision import PrecisionRecall
+from mammoseg.evaluation.calibration import Reliability
 from mammoseg.evaluation.froc import Froc
 from mammoseg.evaluation.measures import Outcome
 from mammoseg.geometry import Transform
@@ -60,6 +61,17 @@ def froc_svg(curve: Froc, at: tuple[float, ...], label: str, point: Point | None
             axes.plot([f], [reached], "o", color="white", markeredgecolor=LINE, markersize=6, zorder=5)
             axes.annotate(f"{reached:.2f}", (f, reached), (4, -13), textcoords="offset points", fontsize=9, color=LINE)
         return _svg(canvas, axes, point, "lower right")
+
+
+def reliability_svg(found: Reliability, label: str) -> str:
+    """The share of candidates that is right over their mean score, a point a bin, its area by how many it holds."""
+    with rc_context(_STYLE):
+        canvas, axes = _axes("Mean score", "Share that found a mass", (0.0, 1.0))
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="a probability")
+        size = [max(12.0, 600.0 * b.n / found.n) for b in found.bins]
+        axes.plot([b.score for b in found.bins], [b.rate for b in found.bins], color=LINE, linewidth=1.2, alpha=0.5)
+        axes.scatter([b.score for b in found.bins], [b.rate for b in found.bins], s=size, color=LINE, zorder=5, label=label)
+        return _svg(canvas, axes, None, "upper left")
 
 
 def case_picture(mammogram: Mammogram, outcome: Outcome, focus: tuple[float, float, float, float], height: int = 440) -> str:

@@ -13,7 +13,7 @@ from mammoseg.evaluation.bootstrap import Interval
 from mammoseg.evaluation.evaluate import Evaluation, Figure
 from mammoseg.evaluation.matching import Criterion
 from mammoseg.evaluation.measures import Outcome
-from mammoseg.evaluation.plots import Point, case_picture, focus_of, froc_svg, pr_svg
+from mammoseg.evaluation.plots import Point, case_picture, focus_of, froc_svg, pr_svg, reliability_svg
 from mammoseg.evaluation.strata import Stratum
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.load import load_mammogram
@@ -131,7 +131,19 @@ def _curves(e: Evaluation, key: str, criterion: Criterion) -> str:
     return (
         f'<section class="plots"><figure>{left}<figcaption>Precision–recall; AP is the area under the envelope.'
         f"</figcaption></figure><figure>{right}<figcaption>FROC; false positives are averaged over all images, normal ones "
-        "included.</figcaption></figure></section>"
+        f"included.</figcaption></figure>{_reliability(e)}</section>"
+    )
+
+
+def _reliability(e: Evaluation) -> str:
+    r = e.reliability
+    if r is None:
+        return ""
+    picture = reliability_svg(r, f"ECE {r.ece:.3f}, Brier {r.brier:.3f}")
+    return (
+        f"<figure>{picture}<figcaption>Scores as probabilities that a mass is there: {r.n} candidates of score {r.least:g} and "
+        f"more, {r.rate:.0%} of which found one, in {len(r.bins)} bins of equal size. It depends on how common masses are in "
+        "these images.</figcaption></figure>"
     )
 
 
@@ -139,10 +151,12 @@ def _tables(e: Evaluation, key: str) -> str:
     detection = [f for f in e.figures if f.key.startswith((f"ap_{key}", f"tpr_{key}_"))]
     shown = [f for f in e.figures if f.key.endswith("_operating")]
     outlines = [f for f in e.figures if f.key.startswith(("dice", "hd95", "assd"))]
-    rest = [f for f in e.figures if f not in detection + shown + outlines]
+    scores = [f for f in e.figures if f.key in ("ece", "brier")]
+    rest = [f for f in e.figures if f not in detection + shown + outlines + scores]
     level = f"{100 * e.options.level:g}% interval"
     left = _table("Detection", level, detection) + _table("Lesions as shown", level, shown)
     right = _table("Outlines", level, outlines) if outlines else ""
+    right += _table("Scores as probabilities", level, scores) if scores else ""
     return f'<section class="tables"><div>{left}</div><div>{right}</div></section>{_matrix(rest, level)}'
 
 
