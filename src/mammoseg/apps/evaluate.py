@@ -39,6 +39,13 @@ _EXISTING = click.Path(path_type=Path, exists=True)
     show_default=True,
     help="Of COCO results and CSV: from which score on a detection counts as shown.",
 )
+@click.option(
+    "--worst",
+    type=click.IntRange(min=0),
+    default=6,
+    show_default=True,
+    help="How many missed masses, false positives and outlines the page shows as pictures, worst first.",
+)
 @click.option("--allow-seen", is_flag=True, help="Also images that the weights were trained on.")
 @click.option("--allow-missing", is_flag=True, help="Leave out images of the truth that have no findings.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier evaluation in OUT.")
@@ -58,6 +65,7 @@ def evaluate(findings: Path, truth: str, out: Path | None, **options: Any) -> No
         allow_missing=options["allow_missing"],
         crops=None if options["crops"] is None else str(options["crops"]),
         score_min=options["score_min"],
+        worst=options["worst"],
     )
     result = evaluate_command(findings, truth, out, chosen, options["fold"], options["side"])
     gains = None
