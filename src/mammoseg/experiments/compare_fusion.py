@@ -1,10 +1,10 @@
 """How the scales are best fused, on held-out images: every way from one run of the detector (paper, Fig. 5 and Table 2).
 
 `python -m mammoseg.experiments.compare_fusion --weights BUNDLE --data DATASET --fold FOLD --out OUT` runs the bundle's
-detector once at each of its scales, keeps the boxes in OUT/detections.npz, and writes OUT/fusion.csv: AP at IoU 0.5 and the true
-positive rate at 0.1, 0.2, 0.25 and 0.5 false positives an image of single scales, MSF over λ and the score a box must have, WBF,
-NMS, and of all scales but one; with intervals over patients, and paired differences to the best single scale. Candidates are
-ranked as the pipeline's (`fusion.candidates`), before segmentation.
+detector once at each of its scales, keeps the boxes in OUT/detections.npz, and writes OUT/fusion.csv: AP at IoU 0.5 and the
+true positive rate at 0.1, 0.2, 0.25 and 0.5 false positives an image of single scales, MSF over λ and the score a box must
+have, WBF, NMS, and of all scales but one; with intervals over patients, and paired differences to the best single scale.
+Candidates are ranked as the pipeline's (`fusion.candidates`), before segmentation.
 """
 
 from __future__ import annotations
