@@ -124,7 +124,12 @@ def check_presentation(data: bytes, f: Findings, source: Dataset) -> None:
         assert (graphic.GraphicAnnotationUnits, graphic.GraphicType) == ("PIXEL", "POLYLINE")
         assert graphic.NumberOfGraphicPoints == len(points(graphic))
         assert same_outline(points(graphic), lesion) <= 0.05
-        assert item.TextObjectSequence[0].UnformattedTextValue.startswith(f"{lesion.id}: {lesion.score:.2f}")
+        (caption,) = item.TextObjectSequence
+        assert caption.UnformattedTextValue.startswith(f"{lesion.id}: {lesion.score:.2f}")
+        x, y = np.array(item.GraphicObjectSequence[0].GraphicData).reshape(-1, 2).T
+        width = ds.DisplayedAreaSelectionSequence[0].DisplayedAreaBottomRightHandCorner[0]
+        beside = x.max() if (x.min() + x.max()) / 2 <= width / 2 else x.min()
+        assert caption.AnchorPoint == [beside, y.min()], "words run to the right: into the image, not out of it"
     if not f.lesions:
         assert ds.GraphicAnnotationSequence[0].TextObjectSequence[0].UnformattedTextValue == "no mass found"
     assert ds.PresentationLUTShape == ("INVERSE" if source.PhotometricInterpretation == "MONOCHROME1" else "IDENTITY")

@@ -74,9 +74,16 @@ def _annotation(lesion: Lesion, source: SourceImage, size: Size, maker: Maker) -
     if lesion.long_axis_mm is not None:
         label += f"  {lesion.long_axis_mm:.0f} mm"
     ds = _on_layer(source)
-    ds.TextObjectSequence = [_text(label, (float(points[:, 0].max()), float(points[:, 1].min())))]
+    ds.TextObjectSequence = [_text(label, _caption_at(points, size))]
     ds.GraphicObjectSequence = [outline]
     return ds
+
+
+def _caption_at(points: np.typing.NDArray[np.float32], size: Size) -> tuple[float, float]:
+    """At the top of the outline, right of it; in the right half of the image left, lest the words run out of the image."""
+    left, top = points.min(axis=0)
+    right = points[:, 0].max()
+    return float(right if left + right <= size[1] else left), float(top)
 
 
 def _nothing_found(source: SourceImage, size: Size) -> Dataset:
