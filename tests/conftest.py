@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+os.environ.setdefault("MAMMOSEG_CACHE", "off")  # no test leaves compiled networks in the user's own folder
 
 
 @pytest.fixture(scope="session")

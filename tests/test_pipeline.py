@@ -88,7 +88,8 @@ def test_provenance_tells_what_made_the_findings(tiny_bundle: Path) -> None:
 def test_runtimes_find_the_same(tiny_bundle: Path, small_exams: Path) -> None:
     pytest.importorskip("torch")
     image = sorted(small_exams.iterdir())[0]
-    first, second = (mammoseg.load(tiny_bundle, [f"runtime.kind={k}", "runtime.threads=1"]) for k in ("openvino", "torch"))
+    sets = ["runtime.threads=1", "runtime.precision=f32"]
+    first, second = (mammoseg.load(tiny_bundle, [f"runtime.kind={k}", *sets]) for k in ("openvino", "torch"))
     a, b = first.analyze_file(image), second.analyze_file(image)
     assert len(a.lesions) == len(b.lesions) > 0
     for one, other in zip(a.lesions, b.lesions, strict=True):

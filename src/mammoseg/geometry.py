@@ -201,13 +201,20 @@ def nms(boxes: ArrayLike, scores: ArrayLike, iou_max: float) -> NDArray[np.int64
     """
     b = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    overlap = box_iou(b[order], b[order]) > iou_max
-    alive = np.ones(len(order), dtype=np.bool_)
-    for i in range(len(order)):
-        if alive[i]:
-            alive[i + 1 :] &= ~overlap[i, i + 1 :]
-    kept: NDArray[np.int64] = order[alive]
-    return kept
+    kept: list[int] = []
+    rest = order
+    x1, y1, x2, y2 = (np.ascontiguousarray(side) for side in b.T)
+    areas = (x2 - x1) * (y2 - y1)
+    while len(rest):  # each kept box is compared with what is left alone: most boxes go early
+        best, rest = rest[0], rest[1:]
+        kept.append(int(best))
+        width = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest])
+        height = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest])
+        common = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+        union = areas[best] + areas[rest] - common
+        iou = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+        rest = rest[iou <= iou_max]
+    return np.array(kept, dtype=np.int64)
 
 
 def ellipse_in(box: ArrayLike) -> tuple[Array, tuple[int, int]]:

@@ -26,7 +26,6 @@ from mammoseg.runtime import RuntimeConfig, load_network
 from mammoseg.segmentation.predictor import Segmenter, read_spec
 from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, Size, Spacing, Status
 
-
 LANES = 2
 """Scales at a time: the largest of the paper's five is two fifths of all the work, so that more lanes would wait for it."""
 

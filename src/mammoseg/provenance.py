@@ -7,14 +7,16 @@ from typing import Any
 
 from mammoseg._version import __version__
 from mammoseg.bundle import Bundle
-from mammoseg.runtime import runtime_version
+from mammoseg.config import from_dict
+from mammoseg.runtime import RuntimeConfig, runtime_version
 
 
 def describe_run(bundle: Bundle, given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The provenance of findings, JSON-able.
 
     given: the settings the bundle comes with; settings: those used; what differs is listed under `overrides`. The number
-    of threads is left out: it changes boxes by less than 0.05 px and scores by less than 1e-3.
+    of threads is left out: it changes boxes by less than 0.05 px and scores by less than 1e-3. The precision is the one computed
+    in, whether it was asked for or chosen for the processor.
     """
     runtime = dict(settings["runtime"])
     used = {k: v for k, v in settings.items() if k != "runtime"}
@@ -25,7 +27,7 @@ def describe_run(bundle: Bundle, given: Mapping[str, Any], settings: Mapping[str
             "name": runtime["kind"],
             "version": runtime_version(runtime["kind"]),
             "device": runtime["device"],
-            "precision": runtime["precision"],
+            "precision": from_dict(RuntimeConfig, runtime).used_precision,
         },
         "settings": used,
         "overrides": changes(given, {**settings, "runtime": {**runtime, "threads": given["runtime"]["threads"]}}),

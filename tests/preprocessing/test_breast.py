@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mammoseg.geometry import box_area
-from mammoseg.preprocessing.breast import breast_box, breast_mask
+from mammoseg.preprocessing.breast import breast_box, breast_mask, mask_of, mask_on_grid, reduced_mask
 
 
 def film(
@@ -115,3 +115,18 @@ def test_no_true_mass_is_cut_on_real_films(shared_dir: Path) -> None:
             assert box[2] >= x + w - 0.01, record["file_name"]
             assert box[3] >= y + h - 0.01, record["file_name"]
     assert np.median(fractions) < 0.75
+
+
+@pytest.mark.parametrize(("size", "step"), [((608, 400), 1), ((2048, 1333), 3), ((4084, 3328), 8), ((300, 200), 2)])
+def test_the_mask_on_a_grid_is_the_mask_there(size: tuple[int, int], step: int) -> None:
+    """Up to pixels whose interpolated value is a half to the last bit."""
+    image, _ = film((608, 400))
+    large = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    region = reduced_mask(large)
+    assert region is not None
+    assert 0.1 < region.mean() < 0.9
+    whole = mask_of(region, size)[::step, ::step]
+    part = mask_on_grid(region, size, step)
+    assert part.shape == whole.shape
+    assert (part != whole).mean() < 2e-4
+    assert mask_on_grid(None, size, step).all()

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.types import BoolMask, FloatImage
+from mammoseg.types import BoolMask, FloatImage, Size
 
 WORK_HEIGHT_PX = 512
 MARGIN = 0.015  # of the box's longer side, added on every side
@@ -34,8 +34,12 @@ def breast_box(pixels: FloatImage) -> NDArray[np.float64]:
     >>> breast_box(image).tolist()
     [0.0, 17.0, 43.0, 83.0]
     """
-    height, width = pixels.shape
-    region = _reduced_mask(pixels)
+    return box_of(reduced_mask(pixels), (pixels.shape[0], pixels.shape[1]))
+
+
+def box_of(region: BoolMask | None, size: Size) -> NDArray[np.float64]:
+    """`breast_box` of an image of `size` (H, W) whose `reduced_mask` is `region`."""
+    height, width = size
     if region is None:
         return np.array([0.0, 0.0, width, height])
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
@@ -53,15 +57,42 @@ def breast_mask(pixels: FloatImage) -> BoolMask:
 
     pixels: f32[H, W] in [0, 1], bright = dense. Holes are filled; the skin line is exact to about 1/500 of the height.
     """
-    region = _reduced_mask(pixels)
+    return mask_of(reduced_mask(pixels), (pixels.shape[0], pixels.shape[1]))
+
+
+def mask_of(region: BoolMask | None, size: Size) -> BoolMask:
+    """`breast_mask` of an image of `size` (H, W) whose `reduced_mask` is `region`."""
     if region is None:
-        return np.ones(pixels.shape, dtype=np.bool_)
-    full = cv2.resize(region.astype(np.float32), (pixels.shape[1], pixels.shape[0]), interpolation=cv2.INTER_LINEAR)
+        return np.ones(size, dtype=np.bool_)
+    full = cv2.resize(region.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return np.asarray(full >= 0.5, dtype=np.bool_)
 
 
-def _reduced_mask(pixels: FloatImage) -> BoolMask | None:
-    """The breast in the reduced copy, bool[h, w], or None where it cannot be told."""
+def mask_on_grid(region: BoolMask | None, size: Size, step: int) -> BoolMask:
+    """`mask_of(region, size)[::step, ::step]` without the rest."""
+    rows, columns = np.arange(0, size[0], step), np.arange(0, size[1], step)
+    if region is None:
+        return np.ones((len(rows), len(columns)), dtype=np.bool_)
+    (top, bottom, down), (left, right, across) = (
+        _neighbours(places, full, reduced) for places, full, reduced in zip((rows, columns), size, region.shape, strict=True)
+    )
+    values = region.astype(np.float32)
+    wide = values[:, left] * (1 - across) + values[:, right] * across
+    full = wide[top] * (1 - down)[:, None] + wide[bottom] * down[:, None]
+    return np.asarray(full >= 0.5, dtype=np.bool_)
+
+
+def _neighbours(
+    places: NDArray[np.int64], full: int, reduced: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Between which reduced pixels the centres of full pixels lie, and how far towards the second (bilinear, as OpenCV's)."""
+    at = ((places + 0.5) * (reduced / full) - 0.5).clip(0, reduced - 1)
+    first = np.floor(at).astype(np.int64)
+    return first, np.minimum(first + 1, reduced - 1), (at - first).astype(np.float32)
+
+
+def reduced_mask(pixels: FloatImage) -> BoolMask | None:
+    """The breast in a copy reduced to at most `WORK_HEIGHT_PX`, bool[h, w], or None where it cannot be told."""
     height, width = pixels.shape
     scale = min(1.0, WORK_HEIGHT_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))

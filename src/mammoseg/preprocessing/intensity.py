@@ -14,8 +14,19 @@ def percentile_range(pixels: FloatImage, mask: BoolMask, percentiles: tuple[floa
 
     Taken from an even grid of about 200,000 pixels at most.
     """
-    step = max(1, int((pixels.size / _SAMPLES) ** 0.5))
-    values = pixels[::step, ::step][mask[::step, ::step]]
+    step = grid_step(pixels.size)
+    return percentiles_on_grid(pixels, mask[::step, ::step], percentiles)
+
+
+def grid_step(pixels: int) -> int:
+    """The distance of the grid's rows and columns in an image of so many pixels."""
+    return max(1, int((pixels / _SAMPLES) ** 0.5))
+
+
+def percentiles_on_grid(pixels: FloatImage, mask: BoolMask, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """As `percentile_range`, for a mask that is given on the grid alone."""
+    step = grid_step(pixels.size)
+    values = pixels[::step, ::step][mask]
     if values.size < 16:
         return 0.0, 1.0
     low, high = (float(v) for v in np.percentile(values, percentiles))

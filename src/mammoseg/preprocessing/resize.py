@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.geometry import Transform
-from mammoseg.preprocessing.breast import breast_box, breast_mask
-from mammoseg.preprocessing.intensity import normalise, percentile_range
+from mammoseg.preprocessing.breast import box_of, mask_on_grid, reduced_mask
+from mammoseg.preprocessing.intensity import grid_step, normalise, percentiles_on_grid
 from mammoseg.types import FloatImage, Size
 
 Aspect = Literal["stretch", "keep"]
@@ -41,11 +41,14 @@ class FrameMeasure:
 
 def measure(pixels: FloatImage, config: FrameConfig) -> FrameMeasure:
     """Measures `pixels` f32[H, W] in [0, 1]: where the region lies and between which greys it is."""
-    height, width = pixels.shape
-    box = breast_box(pixels) if config.region == "breast" else np.array([0.0, 0.0, width, height])
+    size = pixels.shape[0], pixels.shape[1]
+    needs_breast = config.region == "breast" or config.intensity == "percentile"
+    breast = reduced_mask(pixels) if needs_breast else None
+    box = box_of(breast if config.region == "breast" else None, size)
     low, high = 0.0, 1.0
     if config.intensity == "percentile":
-        low, high = percentile_range(pixels, breast_mask(pixels), config.percentiles)
+        on_grid = mask_on_grid(breast, size, grid_step(pixels.size))
+        low, high = percentiles_on_grid(pixels, on_grid, config.percentiles)
     x1, y1, x2, y2 = (float(v) for v in box)
     return FrameMeasure((x1, y1, x2, y2), low, high)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.errors import ConfigError
+from mammoseg.runtime.processor import has_bf16
 
 RUNTIMES: dict[str, str] = {
     "openvino": "mammoseg.runtime.openvino_runtime:OpenVinoNetwork",
@@ -23,36 +24,50 @@ RUNTIMES: dict[str, str] = {
 class RuntimeConfig:
     """How networks are executed.
 
-    kind: which runtime. device: its name there ("CPU"). threads: 0 lets the runtime choose. precision: of the
-    arithmetic inside; "f32" is what results are compared in, "bf16" is faster where the processor has it (openvino only).
+    kind: which runtime. device: its name there ("CPU"; "CUDA" for onnxruntime and torch). threads: 0 lets the runtime choose.
+    precision: of the arithmetic inside: "f32"; "bf16" (openvino only); "auto" is bf16 where openvino runs on a processor that
+    has it, and float32 elsewhere. A bundle says "auto" once its findings in bf16 have passed the parity gate.
     """
 
     kind: Literal["openvino", "onnxruntime", "torch"] = "openvino"
     device: str = "CPU"
     threads: int = 0
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Literal["auto", "f32", "bf16"] = "f32"
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"threads: expected 0 or more, got {self.threads}")
-        if self.precision != "f32" and self.kind != "openvino":
-            raise ValueError(f"precision {self.precision} is offered by the openvino runtime alone")
+        if self.precision == "bf16" and self.kind != "openvino":
+            raise ValueError("precision bf16 is offered by the openvino runtime alone")
+
+    @property
+    def used_precision(self) -> Literal["f32", "bf16"]:
+        """What "auto" means on this machine."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if self.kind == "openvino" and self.device == "CPU" and has_bf16() else "f32"
 
 
 class Network(Protocol):
-    """A loaded network: x f32[B, C, H, W] to its outputs in the graph's order, each f32[B, ...]."""
+    """A loaded network: x f32[B, C, H, W] to its outputs in the graph's order, each f32[B, ...]. May be shared by threads.
+
+    lanes: how many calls at a time it is made for.
+    """
+
+    lanes: int
 
     def __call__(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]: ...
 
 
-def load_network(directory: Path, name: str, settings: RuntimeConfig | None = None) -> Network:
+def load_network(directory: Path, name: str, settings: RuntimeConfig | None = None, lanes: int = 1) -> Network:
     """Loads network `name` ("detector" or "segmenter") of the bundle in `directory`.
 
+    lanes: how many calls at a time are wanted; the runtime may offer fewer, and shares its threads among them.
     Raises `BundleError` where a file is missing or graph and parameters do not fit, `ConfigError` where the runtime is
     not installed.
     """
     chosen = settings or RuntimeConfig()
-    network: Network = _runtime(chosen.kind)(Path(directory), name, chosen)
+    network: Network = _runtime(chosen.kind)(Path(directory), name, chosen, lanes)
     return network
 
 

@@ -1,9 +1,12 @@
-"""OpenVINO: the default runtime. float32 arithmetic, one stream, no telemetry."""
+"""OpenVINO: the default runtime. Compiled networks are kept between runs; no telemetry."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
+import os
+import queue
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,9 @@ from numpy.typing import NDArray
 
 from mammoseg.errors import BundleError
 from mammoseg.runtime import RuntimeConfig, check_input
+from mammoseg.runtime.compiled_cache import cache_folder, cache_key, read_cached, write_cached
 from mammoseg.runtime.graph import load_filled
+from mammoseg.runtime.processor import describe_processor
 
 
 def _import_openvino() -> ModuleType:
@@ -67,25 +72,32 @@ def _signal_stack_kept() -> Iterator[None]:
 
 
 class OpenVinoNetwork:
-    """A network compiled by OpenVINO; any batch, height and width the graph allows. Not to be shared by threads."""
+    """A network compiled by OpenVINO; any batch, height and width the graph allows.
 
-    def __init__(self, directory: Path, name: str, settings: RuntimeConfig) -> None:
-        core = ov.Core()
+    lanes: calls that run at a time, each on its share of the threads, so that small inputs keep every core busy.
+    """
+
+    def __init__(self, directory: Path, name: str, settings: RuntimeConfig, lanes: int = 1) -> None:
+        threads = settings.threads or processors()
+        self.lanes = max(1, min(lanes, threads))
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": settings.precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": settings.used_precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": self.lanes,
+            # Processes that share the machine would all be pinned to its first cores.
+            "ENABLE_CPU_PINNING": False,
         }
-        if settings.threads:
-            options["INFERENCE_NUM_THREADS"] = settings.threads
+        if settings.device != "CPU":
+            options = {"INFERENCE_PRECISION_HINT": settings.used_precision, "NUM_STREAMS": self.lanes}
         try:
             with _signal_stack_kept():
-                model = core.read_model(load_filled(directory, name))
-                self._compiled = core.compile_model(model, settings.device, options)
+                self._compiled = _compiled(directory, name, settings.device, options)
         except RuntimeError as error:
             first_line = (str(error).strip().splitlines() or ["no message"])[-1]
             raise BundleError(f"{name} of {directory}: OpenVINO cannot run it on {settings.device}: {first_line}") from error
-        self._request = self._compiled.create_infer_request()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self.lanes):
+            self._requests.put(self._compiled.create_infer_request())
         self._outputs = len(self._compiled.outputs)
 
     def __del__(self) -> None:
@@ -94,6 +106,36 @@ class OpenVinoNetwork:
                 self.__dict__.clear()
 
     def __call__(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """x f32[B, C, H, W] to a list of new arrays."""
-        result = self._request.infer([check_input(x)], share_inputs=True)
-        return [np.array(result[i], dtype=np.float32) for i in range(self._outputs)]
+        """x f32[B, C, H, W] to a list of new arrays. Waits where as many calls as `lanes` are at work."""
+        checked = check_input(x)
+        request = self._requests.get()
+        try:
+            result = request.infer([checked], share_inputs=True)
+            return [np.array(result[i], dtype=np.float32) for i in range(self._outputs)]
+        finally:
+            self._requests.put(request)
+
+
+def _compiled(directory: Path, name: str, device: str, options: dict[str, Any]) -> Any:
+    """The compiled network, from the cache where it is there; made and kept there otherwise."""
+    core = ov.Core()
+    key = None
+    if cache_folder() is not None:
+        files = [directory / f"{name}.onnx", directory / f"{name}.safetensors"]
+        if all(f.is_file() for f in files):
+            key = cache_key([str(ov.__version__), describe_processor(), device, repr(sorted(options.items())), *files])
+            kept = read_cached(key)
+            if kept is not None:
+                # Damaged where the sum cannot tell, or made by a build of OpenVINO with the same version: made again below.
+                with contextlib.suppress(RuntimeError):
+                    return core.import_model(io.BytesIO(kept), device, options)
+    compiled = core.compile_model(core.read_model(load_filled(directory, name)), device, options)
+    if key is not None:
+        exported = compiled.export_model()
+        write_cached(key, exported if isinstance(exported, bytes) else exported.getvalue())
+    return compiled
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

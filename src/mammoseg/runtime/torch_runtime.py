@@ -48,6 +48,8 @@ def build(name: str, config: Mapping[str, Any], state: Mapping[str, NDArray[Any]
 class ModuleNetwork:
     """A torch module behind the runtime's interface."""
 
+    lanes = 1
+
     def __init__(self, module: torch.nn.Module, device: str = "cpu") -> None:
         self._device = torch.device(device)
         self._module = module.to(self._device).eval()
@@ -63,7 +65,7 @@ class ModuleNetwork:
 class TorchNetwork(ModuleNetwork):
     """Network `name` of the bundle in `directory`."""
 
-    def __init__(self, directory: Path, name: str, settings: RuntimeConfig) -> None:
+    def __init__(self, directory: Path, name: str, settings: RuntimeConfig, lanes: int = 1) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         description = json.loads((directory / "config.json").read_text(encoding="utf-8"))["networks"][name]
