@@ -4,7 +4,7 @@ VENV := .venv
 DEMO_VENV := .venv-demo
 SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test test-system lint docs-check soak clean help viewer viewer-check viewer-pictures
+.PHONY: demo test test-system lint bench bench-check docs-check soak clean help viewer viewer-check viewer-pictures
 
 help:
 	@echo "make demo         segment an exam of phantom mammograms with the bundled weights (no torch needed)"
@@ -13,6 +13,8 @@ help:
 	@echo "make lint         format, lint, types and import contracts"
 	@echo "make docs-check   whether the command line reference is up to date"
 	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data)"
+	@echo "make bench        how fast this machine is with phantoms, to bench/latest.json; BENCH_ARGS='--sections stages' for a part"
+	@echo "make bench-check  whether the speed-up over PyTorch and ONNX Runtime is still what bench/latest.json says"
 	@echo "make viewer       check, test and build the web viewer (needs node.js 20.19 or newer); its files are in the repository"
 	@echo "make viewer-check whether the viewer's files in the repository are what its source gives"
 	@echo "make viewer-pictures  take the pictures of docs/viewer.md again (needs Debian's chromium)"
@@ -52,10 +54,16 @@ soak: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -m soak --timeout 7200 $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready
-	$(VENV)/bin/ruff format --check src tests
-	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/ruff check src tests benchmarks
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.ready
+	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
+
+bench-check: $(VENV)/.ready
+	$(VENV)/bin/python -m benchmarks check $(BENCH_ARGS)
 
 docs-check: $(VENV)/.ready
 	$(VENV)/bin/python -m mammoseg.apps.cli_reference --check docs/cli.md
