@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -138,7 +139,9 @@ class Archive:
 
 
 @contextlib.contextmanager
-def archive(port: int = 0, answer: int = 0x0000, syntaxes: list[UID] | None = None) -> Iterator[Archive]:
+def archive(
+    port: int = 0, answer: int = 0x0000, syntaxes: list[UID] | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[Archive]:
     """Runs an `Archive` on a port (a free one by default)."""
     from mammoseg.apps.node.intake import IMAGE_CLASSES, RESULT_CLASSES
 
@@ -154,7 +157,8 @@ def archive(port: int = 0, answer: int = 0x0000, syntaxes: list[UID] | None = No
             here.got.setdefault(uid, []).append(event.request.DataSet.getvalue())
         return here.answer
 
-    here.server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    handlers: Any = [(evt.EVT_C_STORE, keep)]
+    here.server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=tls)
     here.port = here.server.server_address[1]
     try:
         yield here
@@ -188,7 +192,7 @@ class Process:
                 stdout=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240  # a machine may be busy
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return self
@@ -239,6 +243,7 @@ quiet_s = {quiet_s}
 free_mib = 0
 {limits}
 [analysis]
+weights = "{weights}"
 formats = {formats}
 set = ["detection.scales=[[128,64]]", "fusion.score_min=0.05", "runtime.threads=1"]
 {rest}
@@ -254,7 +259,7 @@ def node(tmp_path: Path) -> Iterator[Starter]:
     def start(begin: bool = True, **settings: Any) -> Process:
         number = len(running)
         known = {"spool": tmp_path / f"spool{number}", "port": free_port(), "quiet_s": 0.3, "top": "", "limits": "", "rest": ""}
-        known |= {"formats": '["json"]', "calling": "SENDER"} | settings
+        known |= {"formats": '["json"]', "calling": "SENDER", "weights": ""} | settings
         config = tmp_path / f"node{number}.toml"
         config.write_text(SETTINGS.format(**known))
         made = Process(config, Path(known["spool"]), tmp_path / f"node{number}.log", int(known["port"]))

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import io
 import json
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -109,12 +111,35 @@ def test_a_destination_that_is_away_gets_everything_when_it_is_back(tools: Any, 
     while len(here.events("destination_unreachable")) < 4:
         assert time.monotonic() < end
         time.sleep(0.02)
-    pauses = [e["next_s"] for e in here.events("destination_unreachable")]
+    told = here.events("destination_unreachable")
+    assert {e["reason"] for e in told} == {"the destination cannot be connected to (ConnectionRefusedError)"}
+    pauses = [e["next_s"] for e in told]
     assert pauses[:4] == [0.1, 0.2, 0.4, 0.4], "twice as long each time, up to a limit"
     with tools.archive(port) as pacs:
         here.wait()
         assert [len(copies) for copies in pacs.got.values()] == [1, 1, 1]
     assert here.store._db.execute("SELECT MIN(attempts) FROM deliveries").fetchone()[0] >= 4
+
+
+def test_tls_that_does_not_fit_is_named_and_nothing_goes_out(tools: Any, desk: Any, tmp_path: Path) -> None:
+    """A certificate that we do not trust, and a destination that speaks no TLS."""
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    for name in ("archive", "other"):
+        files = ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
+        subprocess.run([*made, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "archive.pem", tmp_path / "archive.key")
+    with tools.archive(tls=context) as pacs:
+        here = desk(dicom(pacs.port, tls=True, ca=str(tmp_path / "other.pem")), reports(tools, 1))
+        (first, *_) = wait_for(here, "destination_unreachable")
+        assert first["reason"] == "the destination does not speak TLS as it is set up (SSLCertVerificationError)"
+        desk(dicom(pacs.port, tls=True, ca=str(tmp_path / "archive.pem")), reports(tools, 1)).wait()
+        assert len(pacs.got) == 1, "trusted, it gets what it should"
+    with tools.archive() as pacs:
+        here = desk(dicom(pacs.port, tls=True, ca=str(tmp_path / "archive.pem"), timeout_s=2.0), reports(tools, 1))
+        assert "does not speak TLS" in wait_for(here, "destination_unreachable")[0]["reason"]
+        assert pacs.got == {}
 
 
 def test_what_is_refused_is_kept_and_tried_again(tools: Any, desk: Any) -> None:

@@ -345,6 +345,20 @@ def test_tls_both_ways_and_a_peer_without_it_holds_up_nobody(receiver: Any, tool
     assert file.read_bytes().endswith(tools.encoded(image))
 
 
+def test_connections_that_never_agree_on_tls_are_bounded(receiver: Any, tmp_path: Path) -> None:
+    from mammoseg.apps.node.config import Tls
+
+    certificate, key, _ = certificates(tmp_path)
+    here = receiver(tls=Tls(str(certificate), str(key)), associations=1)
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(("127.0.0.1", here.port), timeout=10))
+            time.sleep(0.005)
+        time.sleep(0.5)
+        assert threading.active_count() - before <= 20, "no thread for each"
+
+
 def test_many_senders_at_once(receiver: Any, tools: Any) -> None:
     here = receiver()
     study = uid.generate_uid()

@@ -6,6 +6,8 @@ import base64
 import http.client
 import json
 import secrets
+import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -27,6 +29,7 @@ from mammoseg.io.dicom_results.maker import IMPLEMENTATION_CLASS_UID
 
 _AT_ONCE = 100  # results in one association
 _ANSWER_MAX = 1 << 20
+_PROBE_S = 10.0
 _FAILED_SOPS, _FAILURE = "00081198", "00081197"
 _NO_CONTEXT = "no presentation context accepted"
 _HAD_BEFORE = 0x0111  # duplicate SOP instance: UIDs of results are derived from their content, so it is this very one
@@ -75,7 +78,7 @@ class DicomSender:
             if association.rejected_contexts:  # it takes none of these classes: others may fare better
                 yield from ((file, _NO_CONTEXT) for file in files[:_AT_ONCE])
                 return
-            why = "rejected the association" if association.is_rejected else "does not answer"
+            why = "rejected the association" if association.is_rejected else self._why_silent()
             raise Unreachable(f"the destination {why}")
         try:
             for file in files[:_AT_ONCE]:
@@ -85,6 +88,20 @@ class DicomSender:
         finally:
             if association.is_established:
                 association.release()
+
+    def _why_silent(self) -> str:
+        """Connects once more to say what is in the way; pynetdicom does not tell."""
+        address, patience_s = (self._to.host, self._to.port), min(self._to.timeout_s, _PROBE_S)
+        try:
+            with socket.create_connection(address, patience_s) as plain:
+                if self._tls is not None:
+                    with self._tls.wrap_socket(plain, server_hostname=self._to.host):
+                        pass
+        except ssl.SSLError as error:
+            return f"does not speak TLS as it is set up ({type(error).__name__})"
+        except OSError as error:
+            return f"cannot be connected to ({type(error).__name__})"
+        return "does not answer"
 
 
 def _kind(file: Path) -> tuple[str, str]:

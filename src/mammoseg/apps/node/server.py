@@ -10,7 +10,7 @@ import sqlite3
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
@@ -106,7 +106,8 @@ class _Handler(RequestHandler):
         context = server.node_tls
         if context is not None:
             self.request.settimeout(_TLS_S)
-            self.request = context.wrap_socket(self.request, server_side=True)
+            with server.shaking_hands():
+                self.request = context.wrap_socket(self.request, server_side=True)
         self.request.settimeout(server.config.limits.idle_s)
         super().handle()
 
@@ -144,6 +145,7 @@ class Server(ThreadedAssociationServer):
         self.node_tls: ssl.SSLContext | None = config.tls.context() if config.tls else None
         self._begun: dict[Association, float] = {}
         self._stopping = False
+        self._handshakes, self._counting = 0, threading.Lock()
         _config.LOG_HANDLER_LEVEL = "none"
         handlers: list[Any] = [
             (evt.EVT_C_ECHO, lambda event: intake.OK),
@@ -166,7 +168,18 @@ class Server(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Closes connections beyond what is needed to tell peers, by a rejection, that the limit is reached."""
-        return not self._stopping and len(self.active_associations) < 2 * self.config.limits.associations + 8
+        return not self._stopping and len(self.active_associations) + self._handshakes < 2 * self.config.limits.associations + 8
+
+    @contextlib.contextmanager
+    def shaking_hands(self) -> Iterator[None]:
+        """Counts a connection that may become an association when TLS is agreed upon."""
+        with self._counting:
+            self._handshakes += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._handshakes -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that did not become one (no TLS, gone)."""
