@@ -130,7 +130,7 @@ class Archive:
     answer: int = 0x0000
     server: Any = None
 
-    def wait_for(self, count: int, seconds: float = 120.0) -> None:
+    def wait_for(self, count: int, seconds: float = 300.0) -> None:
         """Waits until so many different instances are there."""
         end = time.monotonic() + seconds
         while len(self.got) < count:
@@ -218,7 +218,7 @@ class Process:
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [line for line in lines if name is None or line["event"] == name]
 
-    def wait_for(self, event: str, count: int = 1, seconds: float = 120.0) -> None:
+    def wait_for(self, event: str, count: int = 1, seconds: float = 300.0) -> None:
         """Waits until an event was logged so often."""
         end = time.monotonic() + seconds
         while len(self.events(event)) < count:

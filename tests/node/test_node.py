@@ -7,16 +7,21 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pydicom
+import pytest
 from click.testing import CliRunner
 from pydicom import uid
 
 from mammoseg.apps.cli import cli
-from mammoseg.apps.node.service import held, is_running
+from mammoseg.apps.node.config import Analysis, Destination, Limits, NodeConfig
+from mammoseg.apps.node.log import Log
+from mammoseg.apps.node.service import Node, held, is_running
 
 ALL = '["json", "seg", "cadsr", "sr", "pr", "sc"]'
 CADSR, SR, SEG = uid.MammographyCADSRStorage, uid.ComprehensiveSRStorage, uid.SegmentationStorage
@@ -179,6 +184,37 @@ def test_a_second_node_in_the_same_spool_is_refused_and_a_taken_port_named(node:
     here.stop()
     code, shown = status(here.config)
     assert (code, shown.splitlines()[0]) == (3, "node: not running")
+
+
+def test_a_clock_that_jumps_loses_nothing(tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node's clock goes twenty years ahead, and forty back: studies are analysed, results delivered, none of it twice."""
+    real, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
+    years, study, lines = 365.0 * 86400, uid.generate_uid(), io.StringIO()
+    with tools.archive() as pacs:
+        to = Destination("pacs", "dicom", "127.0.0.1", pacs.port, "ARCHIVE", retry_s=0.2, retry_max_s=1.0)
+        analysis = Analysis(set=("detection.scales=[[128,64]]", "runtime.threads=1"), formats=("json", "cadsr"))
+        config = NodeConfig(str(tmp_path / "spool"), port=0, calling=("SENDER",), quiet_s=0.5, limits=Limits(free_mib=0))
+        node = Node(replace(config, analysis=analysis, destinations=(to,)), Log(lines))
+        running = threading.Thread(target=node.run)
+        running.start()
+        try:
+            for number, jump in enumerate((0.0, 20 * years, -40 * years), start=1):
+                while node.port == 0 or len(pacs.got) < number - 1:
+                    time.sleep(0.05)
+                ahead[0] += jump
+                with tools.associated(node.port) as association:
+                    image = tools.mammogram(study=study, seed=number)
+                    data = tools.encoded(image)
+                    assert tools.store_raw(association, data, instance_uid=image.SOPInstanceUID) == 0
+                pacs.wait_for(number)
+        finally:
+            ahead[0] = 0.0
+            node.stop()
+            running.join(timeout=60)
+        assert [len(copies) for copies in pacs.got.values()] == [1, 1, 1]
+        assert [len(images) for images in images_of(pacs, CADSR)] == [1, 2, 3]
+    assert not [line for line in lines.getvalue().splitlines() if json.loads(line)["level"] == "error"]
 
 
 def test_a_damaged_database_is_one_clear_line(node: Any) -> None:
