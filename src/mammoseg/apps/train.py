@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from mammoseg.apps.fold import fold_options
+from mammoseg.apps.recipe import build_command
 from mammoseg.bundle import WeightType, default_bundle
 from mammoseg.config import with_sets
 from mammoseg.datasets import read_dataset
@@ -149,6 +150,9 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
         f"{parity['lesions']} masses: Dice of outlines {parity['lesion_mask_dice_mean']:.4f}, of masks in crops "
         f"{parity['segmenter_mask_dice_mean']:.4f}, scores within {parity['lesion_score_difference']:.4f}"
     )
+
+
+bundle.add_command(build_command)
 
 
 @bundle.command("calibrate")

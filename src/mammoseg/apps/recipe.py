@@ -1,0 +1,192 @@
+"""`mammoseg bundle build`: from data sets and weights to start from to a measured, calibrated bundle, as one recipe says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mammoseg.apps.batch import run_batch
+from mammoseg.apps.inputs import collect_side
+from mammoseg.apps.worker import Job, Plan
+from mammoseg.bundle import open_bundle
+from mammoseg.config import from_dict, load_toml
+from mammoseg.datasets import dataset_name, read_dataset
+from mammoseg.datasets.splits import patient_holdout, read_side, save_fold
+from mammoseg.datasets.splits import whole as every_side
+from mammoseg.errors import ConfigError
+from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_command
+from mammoseg.io.atomic import write_atomic
+from mammoseg.pipeline import PipelineConfig, settings_of
+
+_SHOWN = ("ap_iou_0.5", "tpr_iou_0.5_at_0.1_fpi", "tpr_iou_0.5_at_0.25_fpi", "tpr_iou_0.5_at_0.5_fpi")
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How a bundle is made. name: of the bundle. detector, segmenter: settings of their runs, TOML files beside the recipe.
+
+    holdout, fold_seed: the part of the patients of each data set that is measured and calibrated on. keep_out: patients of the
+    films that are on neither side. everything: afterwards the detector is trained once more, on the patients held out as
+    well, and that one is shipped with the figures, the calibration and the operating points of the first. pipeline: settings
+    to ship, where they differ from the defaults.
+    """
+
+    name: str = "mammoseg"
+    detector: str = "detector_main.toml"
+    segmenter: str = "segmenter_shipped.toml"
+    holdout: float = 0.2
+    fold_seed: int = 0
+    keep_out: tuple[str, ...] = ()
+    everything: bool = False
+    pipeline: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from_dict(PipelineConfig, self.pipeline, "pipeline")  # raises ConfigError
+
+
+@dataclass(frozen=True)
+class Sources:
+    """films: data set of the detector, with boxes. digital: further one of the detector, and the segmenter's, with masks.
+
+    detector_start, segmenter_start: ImageNet weights to start from, None for random ones.
+    """
+
+    films: str
+    digital: str
+    detector_start: Path | None = None
+    segmenter_start: Path | None = None
+
+
+def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: Callable[[str], None]) -> Path:
+    """Works through the recipe below `out`; what is done is kept, so that a killed build goes on. Returns the bundle.
+
+    Raises what its parts raise: ConfigError, DatasetError, TrainingError, EvaluationError, BundleError.
+    """
+    from mammoseg.experiments.calibrate import calibrate
+    from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
+
+    bundle = out / config.name
+    if (bundle / "config.json").is_file():
+        say(f"{bundle} is there already")
+        return bundle
+    out.mkdir(parents=True, exist_ok=True)
+    folds = {"films": sources.films, "digital": sources.digital}
+    for name, data in folds.items():
+        keep = config.keep_out if name == "films" else ()
+        save_fold(out / f"{name}.json", patient_holdout(read_dataset(data), config.holdout, config.fold_seed, keep))
+    say("1 of 4: training the detector, a part of the patients held out")
+    detector = _detector(recipe.parent / config.detector, config, sources, out, whole=False)
+    say("2 of 4: training the segmenter")
+    segmenter = _segmenter(recipe.parent / config.segmenter, sources, out)
+    say("3 of 4: measuring on the patients held out")
+    raw = out / "raw"
+    settings = _raw(config.pipeline)
+    if not (raw / "config.json").is_file():
+        make_bundle(detector, segmenter, raw, BundleOptions("raw", settings, images=_some(sources, out), force=True))
+    measured = {name: _measure(raw, data, out / f"{name}.json", out / name) for name, data in folds.items()}
+    items = read_side(sources.films, out / "films.json", "validation")[0]
+    fitted = calibrate(out / "films" / "findings", sources.films, items).to_dict()
+    write_atomic(out / "calibration.json", (json.dumps(fitted, indent=1) + "\n").encode())
+    metrics = {name: _figures(evaluation, folds[name]) for name, evaluation in measured.items()}
+    metrics["calibration"] = fitted["measured"]
+    if config.everything:
+        say("training the detector once more, on all patients")
+        detector = _detector(recipe.parent / config.detector, config, sources, out, whole=True)
+    say("4 of 4: making the bundle")
+    shipped = _over(config.pipeline, fitted["pipeline"])
+    make_bundle(detector, segmenter, bundle, BundleOptions(config.name, shipped, metrics=metrics, images=_some(sources, out)))
+    return bundle
+
+
+def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, whole: bool) -> Path:
+    from mammoseg.experiments.train_detector import read_settings, train_detector
+
+    folder = out / ("detector-all" if whole else "detector")
+    if (folder / "model" / "model.json").is_file():
+        return folder / "model"
+    settings = read_settings(path, ())
+    if sources.detector_start is not None:
+        settings = replace(settings, weights=str(sources.detector_start))
+    settings = replace(settings, cache=str(out / "cache"), keep_out=config.keep_out)
+    fold: Path | None = out / "films.json"
+    further: Path | None = out / "digital.json"
+    if whole:
+        fold, further = out / "films-all.json", None
+        items = [i for i in read_dataset(sources.films) if i.patient_id not in config.keep_out]
+        save_fold(fold, every_side(items))
+    return train_detector(settings, sources.films, folder, fold, None, True, [(sources.digital, further)])
+
+
+def _segmenter(path: Path, sources: Sources, out: Path) -> Path:
+    from mammoseg.experiments.train_segmenter import read_settings, train_segmenter
+
+    folder = out / "segmenter"
+    if (folder / "model" / "model.json").is_file():
+        return folder / "model"
+    settings = read_settings(path, ())
+    if sources.segmenter_start is not None:
+        settings = replace(settings, backbone_weights=str(sources.segmenter_start))
+    return train_segmenter(settings, sources.digital, folder, None, None, True)
+
+
+def _raw(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with raw scores and every lesion."""
+    fusion = {**pipeline.get("fusion", {}), "calibration": {}, "lesion_score_min": 0.0}
+    return {**pipeline, "fusion": fusion, "operating_points": []}
+
+
+def _over(pipeline: Mapping[str, Any], fitted: Mapping[str, Any]) -> dict[str, Any]:
+    return {**pipeline, **fitted, "fusion": {**pipeline.get("fusion", {}), **fitted["fusion"]}}
+
+
+def _some(sources: Sources, out: Path) -> list[Path]:
+    """A few held-out images to compare the bundle with the trained networks on."""
+    sides = (("films", sources.films), ("digital", sources.digital))
+    return [Path(i.path) for name, data in sides for i in read_side(data, out / f"{name}.json", "validation")[0][:3]]
+
+
+def _measure(bundle: Path, data: str, fold: Path, out: Path) -> Evaluation:
+    """Segments the held-out side of a data set and evaluates it; the digital side's masks may have taught the segmenter."""
+    images = collect_side(data, fold, "validation").images
+    opened = open_bundle(bundle)
+    plan = Plan(bundle, settings_of(opened), out / "findings", ("json", "mask"), {})
+    run_batch([Job(image) for image in images], plan, workers=1, resume=True)
+    options = EvaluationOptions(allow_seen=True)
+    return evaluate_command(out / "findings", data, out / "report", options, fold, "validation")
+
+
+def _figures(evaluation: Evaluation, data: str) -> dict[str, Any]:
+    counts = evaluation.counts
+    shown = {f.label: asdict(f.interval) for f in evaluation.figures if f.key in _SHOWN}
+    strata = [asdict(s) for s in evaluation.strata]
+    on = f"{counts.n_images} images with {counts.n_truth} masses of {counts.n_patients} patients of {dataset_name(data)}"
+    return {"on": on, "figures": shown, "strata": strata}
+
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command("build")
+@click.option("--recipe", required=True, type=_FILE, metavar="TOML", help="What to do, such as configs/bundle_main.toml.")
+@click.option("--films", required=True, metavar="DATASET", help="Mammograms with boxes: the detector's.")
+@click.option("--digital", required=True, metavar="DATASET", help="Mammograms with masks: the segmenter's, and the detector's.")
+@click.option("--detector-start", type=_FILE, metavar="FILE", help="ImageNet weights that the detector starts from.")
+@click.option("--segmenter-start", type=_FILE, metavar="FILE", help="ImageNet weights that the segmenter starts from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the build.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting of the recipe (may be repeated).")
+def build_command(recipe: Path, out: Path, sets: tuple[str, ...], **options: Any) -> None:
+    """Build a bundle from scratch: train, measure on patients held out, calibrate, compare with the trained networks.
+
+    The bundle is OUT/NAME. A build that was stopped goes on with the same command.
+    """
+    config = load_toml(RecipeConfig, recipe, sets)
+    for name in (config.detector, config.segmenter):
+        if not (recipe.parent / name).is_file():
+            raise ConfigError(f"{recipe}: names the settings {name}, which are not beside it")
+    bundle = build(recipe, config, Sources(**options), out, lambda words: click.echo(words, err=True))
+    click.echo(f"bundle in {bundle}")
