@@ -19,6 +19,8 @@ def describe_run(bundle: Bundle, given: Mapping[str, Any], settings: Mapping[str
     in, whether it was asked for or chosen for the processor.
     """
     runtime = dict(settings["runtime"])
+    chosen = from_dict(RuntimeConfig, runtime)
+    precisions = [chosen.precision_of(name) for name in ("detector", "segmenter")]
     used = {k: v for k, v in settings.items() if k != "runtime"}
     return {
         "package": {"name": "mammoseg", "version": __version__},
@@ -27,7 +29,7 @@ def describe_run(bundle: Bundle, given: Mapping[str, Any], settings: Mapping[str
             "name": runtime["kind"],
             "version": runtime_version(runtime["kind"]),
             "device": runtime["device"],
-            "precision": from_dict(RuntimeConfig, runtime).used_precision,
+            "precision": precisions[0] if len(set(precisions)) == 1 else "detector {}, segmenter {}".format(*precisions),
         },
         "settings": used,
         "overrides": changes(given, {**settings, "runtime": {**runtime, "threads": given["runtime"]["threads"]}}),

@@ -117,9 +117,13 @@ def test_auto_is_what_the_processor_has(tmp_path: Path) -> None:
     old.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n")
     new.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n")
     assert [has_bf16(p) for p in (old, new, tmp_path / "missing")] == [False, True, False]
-    assert RuntimeConfig(precision="auto").used_precision == ("bf16" if has_bf16() else "f32")
-    assert RuntimeConfig("torch", precision="auto").used_precision == "f32"
-    assert RuntimeConfig(precision="f32").used_precision == "f32"
+    assert RuntimeConfig(precision="auto").precision_of("detector") == ("bf16" if has_bf16() else "f32")
+    assert RuntimeConfig("torch", precision="auto").precision_of("detector") == "f32"
+    assert RuntimeConfig().precision_of("detector") == "f32"
+    mixed = RuntimeConfig(precision="bf16", f32_networks=("detector",))
+    assert [mixed.precision_of(n) for n in ("detector", "segmenter")] == ["f32", "bf16"]
+    with pytest.raises(ValueError, match="expected detector, segmenter or both, got fusion"):
+        RuntimeConfig(f32_networks=("fusion",))
 
 
 def test_onnx_runtime_names_the_devices_it_has(tiny_bundle: Path) -> None:

@@ -9,6 +9,7 @@ from mammoseg.apps.console import OneLineGroup
 from mammoseg.apps.data_commands import datasets, phantom
 from mammoseg.apps.demo import demo
 from mammoseg.apps.evaluate import evaluate
+from mammoseg.apps.exporting import check, export
 from mammoseg.apps.fold import fold
 from mammoseg.apps.info import info
 from mammoseg.apps.node.command import node
@@ -29,9 +30,10 @@ def cli() -> None:
     """
 
 
-for _command in (segment, serve, demo, phantom, evaluate, train, bundle, datasets, reproduce, info, node):
+for _command in (segment, serve, demo, phantom, evaluate, train, bundle, export, datasets, reproduce, info, node):
     cli.add_command(_command)
 datasets.add_command(fold)
+bundle.add_command(check)
 
 
 def main() -> None:

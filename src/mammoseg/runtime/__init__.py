@@ -26,23 +26,28 @@ class RuntimeConfig:
 
     kind: which runtime. device: its name there ("CPU"; "CUDA" for onnxruntime and torch). threads: 0 lets the runtime choose.
     precision: of the arithmetic inside: "f32"; "bf16" (openvino only); "auto" is bf16 where openvino runs on a processor that
-    has it, and float32 elsewhere. A bundle says "auto" once its findings in bf16 have passed the parity gate.
+    has it, and float32 elsewhere. A bundle says "auto" once its findings in bf16 have passed the parity gate
+    (`mammoseg bundle check`). f32_networks: those that stay in float32 all the same, since the gate failed with them.
     """
 
     kind: Literal["openvino", "onnxruntime", "torch"] = "openvino"
     device: str = "CPU"
     threads: int = 0
     precision: Literal["auto", "f32", "bf16"] = "f32"
+    f32_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not set(self.f32_networks) <= {"detector", "segmenter"}:
+            raise ValueError(f"f32_networks: expected detector, segmenter or both, got {', '.join(self.f32_networks)}")
         if self.threads < 0:
             raise ValueError(f"threads: expected 0 or more, got {self.threads}")
         if self.precision == "bf16" and self.kind != "openvino":
             raise ValueError("precision bf16 is offered by the openvino runtime alone")
 
-    @property
-    def used_precision(self) -> Literal["f32", "bf16"]:
-        """What "auto" means on this machine."""
+    def precision_of(self, network: str) -> Literal["f32", "bf16"]:
+        """What `network` ("detector" or "segmenter") is computed in on this machine."""
+        if network in self.f32_networks:
+            return "f32"
         if self.precision != "auto":
             return self.precision
         return "bf16" if self.kind == "openvino" and self.device == "CPU" and has_bf16() else "f32"

@@ -80,15 +80,16 @@ class OpenVinoNetwork:
     def __init__(self, directory: Path, name: str, settings: RuntimeConfig, lanes: int = 1) -> None:
         threads = settings.threads or processors()
         self.lanes = max(1, min(lanes, threads))
+        precision = settings.precision_of(name)
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": settings.used_precision,
+            "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": self.lanes,
             # Processes that share the machine would all be pinned to its first cores.
             "ENABLE_CPU_PINNING": False,
         }
         if settings.device != "CPU":
-            options = {"INFERENCE_PRECISION_HINT": settings.used_precision, "NUM_STREAMS": self.lanes}
+            options = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": self.lanes}
         try:
             with _signal_stack_kept():
                 self._compiled = _compiled(directory, name, settings.device, options)
