@@ -13,7 +13,16 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGExtended12Bit
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from mammoseg.errors import DecodeError, MammosegError, NotAMammogramError, NotAnImageError
 from mammoseg.io import dicom_codec
@@ -269,3 +278,107 @@ def test_every_error_is_ours(make_dicom: Make) -> None:
             assert_clean(str(error), path)
             outcomes["error"] += 1
     assert min(outcomes.values()) > 5
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("bits", [8, 9, 10, 11])
+def test_bits_that_are_too_few_are_refused(make_dicom: Make, syntax: Any, bits: int) -> None:
+    """A picture of 12 bits whose header says fewer would come out wrapped or white, and nothing would be found in it."""
+    path = make_dicom(smooth(), syntax=syntax)
+    ds = pydicom.dcmread(path)
+    ds.BitsStored, ds.HighBit = bits, bits - 1
+    ds.save_as(path)
+    with pytest.raises(DecodeError, match=f"the header says {bits} bits stored") as caught:
+        load_mammogram(path)
+    assert_clean(str(caught.value), path)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_wrong_high_bit_or_sign_is_refused_and_dirt_is_not(make_dicom: Make, syntax: Any) -> None:
+    values = smooth()
+    path = make_dicom(values, syntax=syntax)
+    whole = load_mammogram(path).pixels
+    for elements in ({"HighBit": 15}, {"PixelRepresentation": 1}):
+        ds = pydicom.dcmread(path)
+        for keyword, value in elements.items():
+            setattr(ds, keyword, value)
+        ds.save_as(path.with_name("wrong.dcm"))
+        with pytest.raises(DecodeError, match="the header says 12 bits stored"):
+            load_mammogram(path.with_name("wrong.dcm"))
+    rng = np.random.default_rng(5)
+    for dirt in (rng.integers(0, 16, values.shape), np.full(values.shape, 5), np.indices(values.shape)[0] // 40 % 2 * 8):
+        dirty = make_dicom(values | (dirt.astype(np.uint16) << 12), name="dirty.dcm")
+        ds = pydicom.dcmread(dirty)
+        if syntax == RLELossless:  # pydicom's encoder takes no bits beyond those stored
+            ds.BitsStored, ds.HighBit = 16, 15
+            ds.compress(RLELossless)
+            ds.BitsStored, ds.HighBit = 12, 11
+            ds.save_as(dirty)
+        assert np.array_equal(load_mammogram(dirty).pixels, whole)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless])
+def test_a_codestream_deeper_than_the_header_is_refused(make_dicom: Make, syntax: Any) -> None:
+    path = make_dicom(smooth(), syntax=syntax)
+    ds = pydicom.dcmread(path)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
+    ds.save_as(path)
+    with pytest.raises(DecodeError, match="8 bits allocated, the compressed data have 12 bits"):
+        load_mammogram(path)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless])
+def test_more_pixel_data_than_the_header_says_are_refused(make_dicom: Make, syntax: Any) -> None:
+    """Fewer rows than there are would be half a breast; padding of less than a row is let pass."""
+    path = make_dicom(smooth(), syntax=syntax)
+    whole = load_mammogram(path).pixels
+    ds = pydicom.dcmread(path)
+    for rows in (119, 80):
+        ds.Rows = rows
+        ds.save_as(path.with_name("fewer.dcm"))
+        with pytest.raises(DecodeError, match=f"96 x {rows} pixels"):
+            load_mammogram(path.with_name("fewer.dcm"))
+    if syntax != RLELossless:
+        ds.Rows, ds.PixelData = 120, ds.PixelData + b"\0" * 100
+        ds.save_as(path)
+        assert np.array_equal(load_mammogram(path).pixels, whole)
+
+
+def test_float_pixels_and_a_slope_that_is_no_number_are_refused(make_dicom: Make) -> None:
+    path = make_dicom()
+    ds = pydicom.dcmread(path)
+    ds.add_new("FloatPixelData", "OF", np.zeros((120, 96), "<f4").tobytes())
+    del ds.PixelData, ds.BitsStored
+    ds.BitsAllocated = 32
+    ds.save_as(path.with_name("float.dcm"))
+    with pytest.raises(DecodeError, match="floating-point"):
+        load_mammogram(path.with_name("float.dcm"))
+    data = make_dicom(RescaleSlope="1.500", RescaleIntercept="0.000").read_bytes()
+    for good, bad in ((b"1.500", b"nan  "), (b"1.500", b"1e999"), (b"0.000", b"zero ")):
+        assert data.count(good) == 1
+        path.write_bytes(data.replace(good, bad))
+        with pytest.raises(DecodeError, match="expected a number as Rescale"):
+            load_mammogram(path)
+    path.write_bytes(data.replace(b"1.500", b"     ").replace(b"0.000", b"     "))
+    assert load_mammogram(path).size == (120, 96)
+
+
+@pytest.mark.parametrize(
+    ("elements", "spacing"),
+    [
+        ({"ImagerPixelSpacing": [1e30, 1e30]}, None),
+        ({"ImagerPixelSpacing": [1e-30, 0.1]}, None),
+        ({"ImagerPixelSpacing": [0.1, 0.1], "EstimatedRadiographicMagnificationFactor": 1e300}, (0.1, 0.1)),
+        ({"PixelSpacing": [70, 70], "NominalScannedPixelSpacing": [0.05, 0.05]}, (0.05, 0.05)),
+    ],
+)
+def test_sizes_that_cannot_be_are_passed_over(make_dicom: Make, elements: dict[str, Any], spacing: Any) -> None:
+    assert load_mammogram(make_dicom(**elements)).spacing_mm == spacing
+
+
+def smooth() -> np.ndarray:
+    """A breast of 12 bits with the small steps of a real mammogram, u16[120, 96]."""
+    y, x = np.mgrid[:120, :96].astype(np.float64)
+    depth = np.clip(1 - (x / 80) ** 2 - ((y - 60) / 55) ** 2, 0, 1)
+    noise = np.random.default_rng(2).normal(0, 8, depth.shape) * (depth > 0)
+    return np.rint(np.clip(depth * 3900 + noise, 0, 4095)).astype(np.uint16)

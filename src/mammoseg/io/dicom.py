@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from mammoseg.errors import DecodeError, ImageError, NotAMammogramError, NotAnImageError
 from mammoseg.io import dicom_attributes as attributes
@@ -24,6 +24,8 @@ from mammoseg.io.grayscale import render
 from mammoseg.types import Mammogram
 
 _DICOMDIR = b"1.2.840.10008.1.3.10"
+_BELONG_LEAST = 0.25  # share of smaller steps; 0 for dirt, 0.5 to 1 where header bits of a mammogram are too few
+_OUTSIDE_MOST = 0.001  # share of decoded values beyond the bits stored that a few bad pixels may have
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -115,7 +117,9 @@ def _check_header(ds: Dataset) -> tuple[int, int]:
         raise NotAMammogramError(f"expected a monochrome image, got {what}; give the original mammogram")
     allocated, stored = attributes.integer(ds, "BitsAllocated"), attributes.integer(ds, "BitsStored")
     if allocated not in (8, 16) or stored is None or not 2 <= stored <= allocated:
-        raise DecodeError(f"expected 8 or 16 bits allocated, got {allocated} with {stored} stored; export the image again")
+        got = f"{allocated}" if stored is None else f"{allocated} with {stored} stored"
+        kind = " (floating-point or wide numbers)" if allocated in (32, 64) else ""
+        raise DecodeError(f"expected 8 or 16 bits allocated, got {got}{kind}; export the image again")
     check_shape(rows, columns)
     return rows, columns
 
@@ -148,18 +152,59 @@ def _mammogram(ds: Dataset, size: tuple[int, int], source: str, file_sha256: str
 def used_bits(raw: NDArray[np.integer], ds: Dataset, signed: bool) -> NDArray[np.integer]:
     """The values with what lies outside High Bit and Bits Stored (old overlays) removed and the sign carried up.
 
-    Compressed data hold nothing else, and stay as they are.
+    Compressed data (but RLE, which packs bytes) hold nothing else, and stay as they are. Raises `DecodeError` where what
+    lies outside belongs to the picture, so that the header's bits cannot be right.
     """
-    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
-        return raw
     allocated, stored = int(ds.BitsAllocated), int(ds.BitsStored)
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != RLELossless:
+        _check_range(raw, ds, stored, signed)
+        return raw
     high = attributes.integer(ds, "HighBit")
     high = stored - 1 if high is None or not stored - 1 <= high < allocated else high
     if stored == allocated:
         return raw
     kind = {8: (np.uint8, np.int8), 16: (np.uint16, np.int16)}[allocated][signed]
-    shifted = np.left_shift(raw.astype(kind), allocated - 1 - high)
-    return np.asarray(np.right_shift(shifted, allocated - stored))
+    whole = raw.astype(kind)
+    values = np.asarray(np.right_shift(np.left_shift(whole, allocated - 1 - high), allocated - stored))
+    if high == stored - 1:
+        wrong = not np.array_equal(whole, values) and _belong(whole, values)
+    else:
+        wrong = bool((whole & ((1 << (high + 1 - stored)) - 1)).any()) and int(whole.max()) < 1 << stored
+    if wrong:
+        raise DecodeError(
+            f"the header says {stored} bits stored up to bit {high}, the pixel values use others; export the image again"
+        )
+    return values
+
+
+def _belong(whole: NDArray[np.integer], values: NDArray[np.integer]) -> bool:
+    """Whether the bits of `whole` that `values` lack are the picture's own.
+
+    Looked at where they change from a pixel to the next in a row: there, bits of the picture's own make the step smaller,
+    and overlays, dirt and padding make it larger.
+    """
+    step = max(1, whole.shape[0] // 512)
+    own, cut = whole[::step].astype(np.int32), values[::step].astype(np.int32)
+    changed = np.diff(own - cut, axis=1) != 0
+    smaller = np.abs(np.diff(own, axis=1)) < np.abs(np.diff(cut, axis=1))
+    return bool(changed.any()) and float(smaller[changed].mean()) > _BELONG_LEAST
+
+
+def _check_range(values: NDArray[np.integer], ds: Dataset, stored: int, signed: bool) -> None:
+    """Raises `DecodeError` where more than a few decoded values, padding aside, need more bits than are stored."""
+    low, high = (-(1 << (stored - 1)), (1 << (stored - 1)) - 1) if signed else (0, (1 << stored) - 1)
+    if int(values.min()) >= low and int(values.max()) <= high:
+        return
+    outside = (values < low) | (values > high)
+    padding = attributes.integer(ds, "PixelPaddingValue")
+    if padding is not None:
+        outside &= (values.astype(np.int32) & 0xFFFF) != padding & 0xFFFF
+    if float(outside.mean()) > _OUTSIDE_MOST:
+        raise DecodeError(
+            f"the header says {stored} bits stored, the pixel values go from {values.min()} to {values.max()}; "
+            "export the image again"
+        )
 
 
 def padding_of(ds: Dataset, values: NDArray[np.integer], bits: int, signed: bool) -> NDArray[np.bool_] | None:

@@ -47,6 +47,8 @@ _MODALITIES = _NO_IMAGE_MODALITIES | {
     "MG", "CT", "MR", "US", "NM", "PT", "XA", "RF", "BI", "BMD", "CR", "DX", "RG", "SC", "OT", "FILM", "DD", "ES", "GM",
     "SM", "XC", "OP", "OCT", "OPT", "IO", "PX", "IVUS", "EPS", "HD", "TG", "LS", "ST", "DG", "RTIMAGE", "RTDOSE",
 }  # fmt: skip
+_SPACING_LEAST, _SPACING_MOST = 0.001, 10.0  # mm
+_FACTOR_LEAST, _FACTOR_MOST = 0.5, 10.0
 _PERHAPS_MODALITIES = frozenset({"CR", "DX", "RG", "SC", "OT", "FILM", "DD"})
 
 
@@ -100,7 +102,8 @@ def spacing(ds: Dataset) -> tuple[Spacing | None, str | None]:
 
     Calibrated Pixel Spacing (PS3.3 10.7.1.3: with a Pixel Spacing Calibration Type, or different from Imager Pixel Spacing)
     is taken as it stands. Otherwise Imager Pixel Spacing, measured at the detector, is divided by the Estimated Radiographic
-    Magnification Factor. Film scans may carry Nominal Scanned Pixel Spacing only.
+    Magnification Factor. Film scans may carry Nominal Scanned Pixel Spacing only. Values that cannot be (0.001 to 10 mm, a
+    factor of 0.5 to 10) are passed over.
     """
     pixel, imager = _pair(ds, "PixelSpacing"), _pair(ds, "ImagerPixelSpacing")
     calibrated = text(ds, "PixelSpacingCalibrationType") in ("GEOMETRY", "FIDUCIAL")
@@ -109,7 +112,7 @@ def spacing(ds: Dataset) -> tuple[Spacing | None, str | None]:
         return pixel, "PixelSpacing"
     if imager is not None:
         factor = next(iter(numbers(ds, "EstimatedRadiographicMagnificationFactor")), 0.0)
-        if factor > 0:
+        if _FACTOR_LEAST <= factor <= _FACTOR_MOST:
             source = "ImagerPixelSpacing/EstimatedRadiographicMagnificationFactor"
             return (imager[0] / factor, imager[1] / factor), source
         return imager, "ImagerPixelSpacing"
@@ -121,7 +124,7 @@ def _pair(ds: Dataset, keyword: str) -> Spacing | None:
     found = numbers(ds, keyword)
     if len(found) == 1:
         found = found * 2
-    return (found[0], found[1]) if len(found) == 2 and min(found) > 0 else None
+    return (found[0], found[1]) if len(found) == 2 and all(_SPACING_LEAST <= v <= _SPACING_MOST for v in found) else None
 
 
 def laterality(ds: Dataset) -> str | None:
@@ -216,8 +219,7 @@ def grayscale(ds: Dataset, bits_stored: int, signed: bool, endian: str = "<") ->
 
     A VOI LUT is preferred to windows, the first of several is taken; windows that cannot be (width 0) are ignored.
     """
-    slope = next(iter(numbers(ds, "RescaleSlope")), 1.0)
-    intercept = next(iter(numbers(ds, "RescaleIntercept")), 0.0)
+    slope, intercept = _rescale(ds, "RescaleSlope", 1.0), _rescale(ds, "RescaleIntercept", 0.0)
     if slope == 0:
         raise DecodeError("expected a Rescale Slope other than 0, got 0; the header is damaged, export the image again")
     item = sequence_item(ds, "ModalityLUTSequence")
@@ -234,6 +236,19 @@ def grayscale(ds: Dataset, bits_stored: int, signed: bool, endian: str = "<") ->
         voi=voi if voi is not None else _window(ds),
         inverted=text(ds, "PhotometricInterpretation") == "MONOCHROME1",
     )
+
+
+def _rescale(ds: Dataset, keyword: str, default: float) -> float:
+    """The value, `default` where there is none. Raises `DecodeError` where what is there is no number."""
+    found = numbers(ds, keyword)
+    if found:
+        return found[0]
+    raw = ds.get_item(keyword)
+    held = None if raw is None else raw.value
+    if held is not None and (held.strip(b"\0 ") if isinstance(held, bytes) else str(held).strip()):
+        name = {"RescaleSlope": "Rescale Slope", "RescaleIntercept": "Rescale Intercept"}[keyword]
+        raise DecodeError(f"expected a number as {name}, got none; the header is damaged, export the image again")
+    return default
 
 
 def _window(ds: Dataset) -> Window | None:

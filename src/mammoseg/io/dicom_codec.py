@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,23 @@ def stream_size(stream: bytes) -> tuple[int, int] | None:
     if stream[:4] == b"\xff\x4f\xff\x51" and len(stream) >= 24:
         x1, y1, x0, y0 = struct.unpack(">4I", stream[8:24])
         return y1 - y0, x1 - x0
+    frame = _jpeg_frame(stream)
+    if frame is None:
+        return None
+    height, width = struct.unpack(">HH", stream[frame + 5 : frame + 9])
+    return height, width
+
+
+def stream_precision(stream: bytes) -> int | None:
+    """Bits a value that a JPEG, JPEG-LS or JPEG 2000 codestream declares, or None where no header is found."""
+    if stream[:4] == b"\xff\x4f\xff\x51":
+        return (stream[42] & 0x7F) + 1 if len(stream) > 42 else None
+    frame = _jpeg_frame(stream)
+    return None if frame is None else stream[frame + 4]
+
+
+def _jpeg_frame(stream: bytes) -> int | None:
+    """Where the frame header (SOF) of a JPEG or JPEG-LS codestream begins, or None."""
     if stream[:2] != b"\xff\xd8":
         return None
     position = 2
@@ -78,10 +96,27 @@ def stream_size(stream: bytes) -> tuple[int, int] | None:
             position += 1
             continue
         if marker in _JPEG_FRAMES:
-            height, width = struct.unpack(">HH", stream[position + 5 : position + 9])
-            return height, width
+            return position
         position += 2 + struct.unpack(">H", stream[position + 2 : position + 4])[0]
     return None
+
+
+def rle_exceeds(frame: bytes, most: int) -> bool:
+    """Whether a segment of an RLE frame (PS3.5 G) unpacks to more than `most` bytes. Unpacks nothing."""
+    if len(frame) < 64:
+        return False
+    count = struct.unpack("<I", frame[:4])[0]
+    starts = [*struct.unpack("<15I", frame[4:64])[: min(count, 15)], len(frame)]
+    for at, end in pairwise(starts):
+        total, position = 0, at
+        while position + 1 < end:  # the last byte alone can unpack to nothing
+            n = frame[position]
+            length = n + 1 if n < 128 else 257 - n if n > 128 else 0
+            total += length
+            position += 1 + (length if n < 128 else n > 128)
+        if total > most:
+            return True
+    return False
 
 
 def _shown(syntax: uid.UID) -> str:
@@ -90,11 +125,15 @@ def _shown(syntax: uid.UID) -> str:
 
 
 def _check_stream(ds: Dataset, syntax: uid.UID, rows: int, columns: int) -> None:
-    """Raises `DecodeError` where the first frame's codestream is missing, cut short or of another size."""
+    """Raises `DecodeError` where the first frame's codestream is missing, cut short, or of another size or depth."""
     frame = next(generate_frames(ds.PixelData, number_of_frames=1), b"").rstrip(b"\0")
     if not frame:
         raise DecodeError("expected pixel data, got none; the file is cut short, copy it again")
     if syntax == uid.RLELossless:
+        if rle_exceeds(frame, rows * columns + columns - 1):
+            raise DecodeError(
+                f"the header says {columns} x {rows} pixels, the compressed data hold more; export the image again"
+            )
         return
     size = stream_size(frame)
     if size is None:
@@ -102,6 +141,11 @@ def _check_stream(ds: Dataset, syntax: uid.UID, rows: int, columns: int) -> None
     if size != (rows, columns):
         raise DecodeError(
             f"the header says {columns} x {rows} pixels, the compressed data {size[1]} x {size[0]}; export the image again"
+        )
+    bits = stream_precision(frame) or 0
+    if bits > ds.BitsAllocated:
+        raise DecodeError(
+            f"the header says {ds.BitsAllocated} bits allocated, the compressed data have {bits} bits; export the image again"
         )
     if frame[-2:] != b"\xff\xd9":
         raise DecodeError(f"the compressed pixel data ({_shown(syntax)}) are cut short; copy the file again")
@@ -118,12 +162,18 @@ def stored_values(ds: Dataset, rows: int, columns: int) -> NDArray[np.integer]:
             if syntax not in _PLUGINS:
                 raise DecodeError(f"cannot decode {_shown(syntax)}; export the image as Explicit VR Little Endian or JPEG 2000")
             _check_stream(ds, syntax, rows, columns)
-            array, _ = get_decoder(syntax).as_array(ds, index=0, raw=True, decoding_plugin=_PLUGINS[syntax])
+            whole = {"correct_unused_bits": False} if syntax == uid.RLELossless else {}
+            array, _ = get_decoder(syntax).as_array(ds, index=0, raw=True, decoding_plugin=_PLUGINS[syntax], **whole)
         else:
             needed = rows * columns * ds.BitsAllocated // 8
             if len(ds.PixelData) < needed:
                 raise DecodeError(
                     f"expected {needed} bytes of pixel data, got {len(ds.PixelData)}; the file is cut short, copy it again"
+                )
+            if len(ds.PixelData) - needed >= needed // rows:
+                raise DecodeError(
+                    f"the header says {columns} x {rows} pixels, {needed} bytes of pixel data, got {len(ds.PixelData)}; "
+                    "its rows, columns or frames are wrong, export the image again"
                 )
             array, _ = get_decoder(syntax).as_array(ds, index=0, raw=True, correct_unused_bits=False)
     except ImageError:

@@ -98,6 +98,8 @@ def equalise(pixels: FloatImage, inside: BoolMask, bins: int = 1024) -> FloatIma
     values = pixels[inside]
     if not values.size or values.min() == values.max():
         return np.zeros_like(pixels)
+    if values.max() - values.min() < 2 * bins * np.spacing(values.max()):
+        values = values.astype(np.float64)  # float32 cannot tell the edges of such narrow bins apart
     counts, edges = np.histogram(values, bins)
     share = np.cumsum(counts) / values.size
     return np.interp(pixels, (edges[:-1] + edges[1:]) / 2, share).astype(np.float32)
