@@ -68,7 +68,10 @@ def load_toml(cls: type[T], path: Path | str | None, sets: Iterable[str] = (), u
 
 
 def with_sets(config: T, sets: Iterable[str]) -> T:
-    """A copy of `config` with `key.sub=value` settings applied; values are JSON, or bare strings."""
+    """A copy of `config` with `key.sub=value` settings applied; values are JSON, or bare strings.
+
+    A group given whole, `key={"sub": value}`, changes what it names and leaves the rest of the group as it was.
+    """
     values = to_dict(config)
     for item in sets:
         key, separator, text = item.partition("=")
@@ -79,7 +82,7 @@ def with_sets(config: T, sets: Iterable[str]) -> T:
         except json.JSONDecodeError:
             value = text
         _put(values, key.strip().split("."), value, type(config))
-    return from_dict(type(config), values)
+    return from_dict(type(config), values, base=config)
 
 
 def _laid_over(under: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

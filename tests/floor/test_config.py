@@ -79,3 +79,10 @@ def test_a_broken_or_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("steps = = 1")
     with pytest.raises(ConfigError, match="not valid TOML"):
         config.load_toml(Outer, tmp_path / "bad.toml")
+
+
+def test_a_group_given_whole_keeps_what_it_does_not_name() -> None:
+    """Not the defaults of its class: a bundle's or a recipe's values would be lost without a word."""
+    base = config.with_sets(Outer(), ["detection.score_min=0.9"])
+    changed = config.with_sets(base, ['detection={"method": "nms"}'])
+    assert (changed.detection.score_min, changed.detection.method) == (0.9, "nms")
