@@ -15,7 +15,7 @@ import pytest
 from mammoseg.apps.boxes import read_boxes, to_detections
 from mammoseg.apps.inputs import collect, result_folders
 from mammoseg.apps.out_folder import is_below, refuse_mixing
-from mammoseg.errors import NotAnImageError, UsageError
+from mammoseg.errors import DecodeError, NotAnImageError, UsageError
 
 
 def _png(path: Path) -> Path:
@@ -224,7 +224,31 @@ def test_boxes_that_fit_no_image_or_several(tmp_path: Path) -> None:
         given.assign(["a/x.png", "b/x.png"])
 
 
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"image_id": 7, "bbox": [1, 2, 3, 4]}, "annotation 1: expected the id of one of the file's images, got image_id 7"),
+        ({"image_id": 1, "bbox": "1234"}, "annotation 1: expected a bbox"),
+        ({"image_id": 1, "bbox": [1, 2, 3]}, "annotation 1: expected a bbox"),
+        ({"image_id": 1, "bbox": [1, 2, "3", 4]}, "annotation 1: expected a bbox"),
+        ({"image_id": 1, "bbox": [1, 2, 3, 4], "score": "high"}, 'and perhaps a score, as numbers, got .*"high"'),
+        ({"image_id": 1, "bbox": [1, 2, -3, 4]}, "annotation 1: expected x1 < x2"),
+    ],
+)
+def test_a_coco_annotation_that_is_wrong_is_named(tmp_path: Path, annotation: dict[str, Any], message: str) -> None:
+    good = {"image_id": 1, "bbox": [1, 2, 3, 4], "score": None}
+    content = {"images": [{"id": 1, "file_name": "x.png"}], "annotations": [good, annotation]}
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=message):
+        read_boxes(tmp_path / "b.json")
+    content["annotations"] = [good]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    assert read_boxes(tmp_path / "b.json").by_image["x.png"].tolist() == [[1, 2, 4, 6, 1]]
+
+
 def test_given_boxes_are_cut_to_the_image() -> None:
-    found = to_detections(np.array([[-5, -5, 5, 5, 0.4], [90, 90, 120, 120, 1.0], [200, 0, 210, 10, 1.0]]), (100, 100))
+    found = to_detections(np.array([[-5, -5, 5, 5, 0.4], [90, 90, 120, 120, 1.0]]), (100, 100))
     assert found.boxes.tolist() == [[90, 90, 100, 100], [0, 0, 5, 5]]
     assert found.scores.tolist() == [1.0, 0.4]
+    with pytest.raises(DecodeError, match="100 x 80 pixels, got 1 of 2 outside"):
+        to_detections(np.array([[-5, -5, 5, 5, 0.4], [0, 200, 10, 210, 1.0]]), (80, 100))
