@@ -215,6 +215,18 @@ def test_a_demo_that_is_interrupted_says_how_to_start_again(
     assert "--resume" not in result.stderr
 
 
+def test_a_demo_replaces_nothing_but_a_demo(tiny_bundle: Path, tmp_path: Path) -> None:
+    """`--overwrite` in a folder with a page or tables of one's own, which have the names that a demo writes."""
+    for name in ("index.html", "results/findings.csv", "notes.txt"):
+        out = tmp_path / name.replace("/", "_")
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("<title>my own</title>")
+        result = run("demo", "--weights", tiny_bundle, "--out", out, "--overwrite")
+        assert (result.exit_code, "is no demo" in result.stderr) == (2, True)
+        assert [p for p in out.rglob("*") if p.is_file()] == [out / name]
+        assert (out / name).read_text() == "<title>my own</title>"
+
+
 def test_tables_off_a_terminal_are_as_wide_as_they_need(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

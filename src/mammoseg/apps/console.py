@@ -135,6 +135,15 @@ def print_table(table: Table) -> None:
     (console if console.is_terminal else Console(width=_WIDE)).print(table)
 
 
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun.
+
+    >>> plural(1, "patient"), plural(3, "mass", "masses")
+    ('1 patient', '3 masses')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def _duration(seconds: float) -> str:
     """For example 40 s, 3 min, 2.5 h."""
     if seconds < 90:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from mammoseg.apps.console import ImageProgress
+from mammoseg.apps.console import ImageProgress, plural
 from mammoseg.apps.out_folder import is_empty
 from mammoseg.datasets import inspect, list_kinds
 from mammoseg.datasets.phantom_files import GENERATOR, write_exams
@@ -33,7 +33,10 @@ def phantom(out: Path, kind: Literal["dicom", "png"], count: int, seed: int, ove
     with ImageProgress(4 * count, "making phantoms") as bar:
         items = write_exams(out, count, seed, kind, progress=lambda done, total: bar.advance())
     masses = sum(len(i.annotation.masses) for i in items)
-    click.echo(f"{len(items)} images with {masses} masses in {out}; evaluate against them with --truth phantom:{out}")
+    click.echo(
+        f"{len(items)} images with {plural(masses, 'mass', 'masses')} in {out}; "
+        f"evaluate against them with --truth phantom:{out}"
+    )
 
 
 def clear_phantoms(folder: Path) -> None:
@@ -77,7 +80,11 @@ def check_command(dataset: str) -> int:
     masses = sum(len(i.annotation.masses) for i in items)
     outlined = sum(m.mask is not None for i in items for m in i.annotation.masses)
     views = Counter(f"{i.laterality or '?'}{i.view_position or '?'}" for i in items)
-    click.echo(f"{len(items)} images of {len({i.patient_id for i in items})} patients, {masses} masses, {outlined} with a mask")
+    n_patients = len({i.patient_id for i in items})
+    click.echo(
+        f"{plural(len(items), 'image')} of {plural(n_patients, 'patient')}, {plural(masses, 'mass', 'masses')}, "
+        f"{outlined} with a mask"
+    )
     click.echo("views: " + ", ".join(f"{k} {n}" for k, n in sorted(views.items())))
     free = [i.image_id for i in items if not i.annotation.masses]
     if free:

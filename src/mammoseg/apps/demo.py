@@ -10,7 +10,7 @@ from rich.table import Table
 from mammoseg.apps.console import EXIT_PARTLY, print_table
 from mammoseg.apps.data_commands import clear_phantoms
 from mammoseg.apps.inputs import collect
-from mammoseg.apps.out_folder import is_empty
+from mammoseg.apps.out_folder import earlier_folders, is_empty
 from mammoseg.apps.outputs import DEFAULT_FORMATS, read_results
 from mammoseg.apps.segment import run_with_progress
 from mammoseg.apps.worker import Job, Plan
@@ -21,9 +21,11 @@ from mammoseg.io.atomic import write_atomic
 from mammoseg.pipeline import settings_of
 
 SEED = 2
-_PAGE = """<!doctype html>
+_OURS = {"exam", "results", "index.html"}
+_TITLE = "<title>mammoseg: demo</title>"
+_PAGE = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=results/index.html">
-<title>mammoseg: demo</title></head>
+{_TITLE}</head>
 <body><p>The masses found in four synthetic mammograms: <a href="results/index.html">results/index.html</a></p></body></html>
 """
 """The one file to open in OUT: it leads on to the results' contact sheet."""
@@ -49,6 +51,8 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
     """Make an exam of four synthetic mammograms as DICOM, segment it, and show what was found."""
     if not is_empty(out) and not overwrite:
         raise UsageError(f"{out} is not empty: add --overwrite, or name another folder with --out")
+    if not is_empty(out) and not _is_demo(out):
+        raise UsageError(f"{out} is not empty, and what is there is no demo: name another folder with --out")
     bundle = open_bundle(weights)
     exam, results = out / "exam", out / "results"
     click.echo("Making four phantom mammograms (RCC, LCC, RMLO, LMLO) as DICOM ...", err=True)
@@ -79,3 +83,15 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
     write_atomic(out / "index.html", _PAGE.encode())
     click.echo(f"Open {out / 'index.html'} in a browser. The exam and its truth are in {exam}, all results in {results}.")
     return 0 if outcome.count("processed") == len(jobs) else EXIT_PARTLY
+
+
+def _is_demo(out: Path) -> bool:
+    """Whether all in `out` is what an earlier demo wrote there, or began to write; hidden files are not looked at."""
+    page, results = out / "index.html", out / "results"
+    if set(_seen(out)) - _OURS or (page.exists() and _TITLE not in page.read_text(errors="replace")):
+        return False
+    return not _seen(results) or earlier_folders(results) is not None
+
+
+def _seen(folder: Path) -> list[str]:
+    return [e.name for e in folder.iterdir() if not e.name.startswith(".")] if folder.is_dir() else []

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from mammoseg.apps.console import print_table
+from mammoseg.apps.console import plural, print_table
 from mammoseg.apps.fold import fold_options
 from mammoseg.apps.out_folder import is_empty
 from mammoseg.errors import UsageError
@@ -109,7 +109,7 @@ def _print_gains(gains: list[Difference]) -> None:
 def _print(result: Evaluation) -> None:
     counts = result.counts
     click.echo(
-        f"{counts.n_images} images of {counts.n_patients} patients ({counts.n_processed} processed, "
+        f"{plural(counts.n_images, 'image')} of {plural(counts.n_patients, 'patient')} ({counts.n_processed} processed, "
         f"{counts.n_rejected} rejected, {counts.n_failed} failed), {counts.n_truth} masses, "
         f"{counts.n_lesions} lesions reported, {counts.n_candidates} candidates"
     )

@@ -52,7 +52,10 @@ def patient_holdout(items: Sequence[DatasetItem], fraction: float, seed: int, ke
     order = sorted(free, key=lambda p: (len(free[p]), _draw(seed, p)))
     drawn = {p for i, p in enumerate(order) if int((i + 1) * fraction + 0.5) > int(i * fraction + 0.5)}
     if not drawn or len(drawn) == len(order):
-        raise DatasetError(f"{len(order)} patients cannot be split {1 - fraction:g} to {fraction:g}: one side would be empty")
+        raise DatasetError(
+            f"{len(order)} patient{'s' * (len(order) != 1)} cannot be split {1 - fraction:g} to {fraction:g}, one side would "
+            "be empty: choose another fraction, or add patients"
+        )
     train = [name for p in order if p not in drawn for name in free[p]]
     validation = [name for p in order if p in drawn for name in free[p]]
     return _fold(f"holdout-{fraction:g}-seed-{seed}", train, validation, [n for ids in kept.values() for n in ids])

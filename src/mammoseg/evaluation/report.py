@@ -94,9 +94,10 @@ def _header(e: Evaluation) -> str:
     if len(e.bundles) > 1:
         notes.append(f"These findings come from {len(e.bundles)} different bundles.")
     who = " · ".join(escape(b) for b in e.bundles)
+    patients = f"{c.n_patients} patient{'s' * (c.n_patients != 1)}"
     return (
         f"<header><h1>Evaluation</h1><p class=sub>{who}</p>"
-        f"<p>{c.n_images} images ({', '.join(status)}) of {c.n_patients} patients; {c.n_images_with_mass} with a mass, "
+        f"<p>{c.n_images} images ({', '.join(status)}) of {patients}; {c.n_images_with_mass} with a mass, "
         f"{c.n_truth} masses, {c.n_truth_with_mask} of them with an outline. "
         f"{c.n_lesions} lesions, {c.n_candidates} candidates.</p>"
         + "".join(f"<p class=note>{n}</p>" for n in notes)
