@@ -14,16 +14,20 @@ from benchmarks.machine import Watch, describe, processors
 
 ROOT = Path(__file__).resolve().parents[1] / "bench"
 WORSE = 1.15  # a ratio may be so much smaller than the recorded one, not more
-SECTIONS = ("decoding", "stages", "contest", "memory", "cold_start", "throughput", "growth", "flat_memory")
+SECTIONS = ("decoding", "stages", "contest", "memory", "cold_start", "throughput", "ray_workers", "growth", "flat_memory")
 
 
-def measure(names: tuple[str, ...], folder: Path, threads: int, repeats: int, images: int) -> dict[str, Any]:
-    """A run of the sections `names`. folder: for images, bundles and the cache. images: of the largest folder."""
+def measure(names: tuple[str, ...], folder: Path, repeats: int, images: int, bundle: Path | None = None) -> dict[str, Any]:
+    """A run of the sections `names`.
+
+    folder: for images, bundles and the cache. images: of the largest folder. bundle: in place of the shipped one.
+    """
     from benchmarks import sections
     from benchmarks.bundles import published, shipped
     from benchmarks.work import matmul_rate
 
-    bundles = {"shipped": shipped(), "published": published(folder)}
+    bundles = {"shipped": bundle or shipped(), "published": published(folder)}
+    threads = processors()
     rates = {p: matmul_rate(p, threads) for p in ("f32", "bf16")}
     out: dict[str, Any] = {"matmul_gflop_per_s": rates}
     per_bundle = {
@@ -35,6 +39,7 @@ def measure(names: tuple[str, ...], folder: Path, threads: int, repeats: int, im
         "memory": lambda: sections.memory(bundles, folder),
         "cold_start": lambda: sections.cold_start(folder, 3),
         "throughput": lambda: sections.throughput(folder, 12),
+        "ray_workers": lambda: sections.ray_workers(folder, bundles["shipped"], 40),
         "growth": lambda: sections.growth(bundles["shipped"], threads, max(3, repeats // 2)),
         "flat_memory": lambda: sections.flat_memory(folder, tuple(n for n in (10, 100, 1000) if n <= images)),
     }
@@ -81,6 +86,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--images", type=int, default=1000, help="of the largest folder")
     parser.add_argument("--folder", type=Path, help="keep images and bundles here between runs")
+    parser.add_argument("--bundle", type=Path, help="in place of the shipped one")
     parser.add_argument("--record", type=Path, default=ROOT, help="folder of latest.json and history.jsonl")
     chosen = parser.parse_args()
     names = ("contest",) if chosen.what == "check" else tuple(chosen.sections.split(","))
@@ -89,7 +95,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["MAMMOSEG_CACHE"] = str(Path(temporary) / "cache")
         with Watch() as watch:
-            figures = measure(names, folder, processors(), chosen.repeats, chosen.images)
+            figures = measure(names, folder, chosen.repeats, chosen.images, chosen.bundle)
     record = {"machine": describe(), "others_used_of_processors": watch.others, "repeats": chosen.repeats, "figures": figures}
     record = rounded(record)
     if chosen.what == "check":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydicom.pixels import get_decoder
 
-from benchmarks.contenders import RIVALS, RUNTIMES, Contender
+from benchmarks.contenders import OURS, RIVALS, RUNTIMES, Contender
 from benchmarks.inputs import SIZES, SYNTAXES, mammogram, write_dicom
 from benchmarks.timing import child, command, median, medians
 from benchmarks.work import gflop
@@ -53,23 +53,18 @@ def contest(bundle: Path, threads: int, repeats: int, random: bool) -> dict[str,
     image = mammogram(LARGE)
     contenders = {name: Contender(bundle, name, image, threads, random) for name in RUNTIMES}
     seconds = medians({name: c.run for name, c in contenders.items()}, repeats)
-    ours = seconds["openvino_auto"]
+    ours = seconds[OURS]
     best_torch = min(seconds[n] for n in RIVALS if n.startswith("torch"))
     return {
         "seconds": seconds,
         "ratios": {"torch_f32": best_torch / ours, "onnxruntime_f32": seconds["onnxruntime_f32"] / ours},
-        "precision": precision_of(contenders["openvino_auto"]),
+        "precision": contenders[OURS].precisions,
     }
-
-
-def precision_of(contender: Contender) -> str:
-    """What the networks were run in, as the provenance says."""
-    return str(contender.pipeline.provenance["runtime"]["precision"])
 
 
 def stages(bundle: Path, threads: int, repeats: int, random: bool, rates: dict[str, float]) -> dict[str, Any]:
     """Where the time goes between a decoded image and findings with two lesions, and how near the networks are to the limit."""
-    contender = Contender(bundle, "openvino_auto", mammogram(LARGE), threads, random)
+    contender = Contender(bundle, OURS, mammogram(LARGE), threads, random)
     whole = median(contender.run, repeats)
     contender.use_recordings()
     work = {
@@ -84,8 +79,7 @@ def stages(bundle: Path, threads: int, repeats: int, random: bool, rates: dict[s
         },
         repeats,
     )
-    precision = precision_of(contender)
-    rate = sum(work.values()) / (seconds["detector"] + seconds["segmenter"])
+    least = {name: work[name] / rates[contender.precisions[name]] for name in work}  # at the rate of matrix multiplication
     return {
         "whole": whole,
         **seconds,
@@ -94,10 +88,10 @@ def stages(bundle: Path, threads: int, repeats: int, random: bool, rates: dict[s
         "gflop_per_s": {
             "detector": work["detector"] / seconds["detector"],
             "segmenter": work["segmenter"] / seconds["segmenter"],
-            "both": rate,
         },
-        "share_of_matmul_rate": rate / rates[precision],
-        "precision": precision,
+        "share_of_matmul_rate": {name: least[name] / seconds[name] for name in work}
+        | {"both": sum(least.values()) / (seconds["detector"] + seconds["segmenter"])},
+        "precision": contender.precisions,
         "parts_of_all_but_networks": parts(contender, repeats),
     }
 
@@ -131,7 +125,7 @@ def parts(contender: Contender, repeats: int) -> dict[str, float]:
 
 def growth(bundle: Path, threads: int, repeats: int) -> dict[str, Any]:
     """Seconds over the number of boxes, and over the size of the image, without decoding."""
-    contender = Contender(bundle, "openvino_auto", mammogram(LARGE), threads, False)
+    contender = Contender(bundle, OURS, mammogram(LARGE), threads, False)
     pipeline, image = contender.pipeline, contender.mammogram
     rng = np.random.default_rng(0)
     corner = rng.uniform((100, 300), (1200, 3400), (40, 2))
@@ -143,7 +137,7 @@ def growth(bundle: Path, threads: int, repeats: int) -> dict[str, Any]:
     by_size = {}
     for megapixels in (1, 2, 5, 10, 20):
         height = 32 * round((megapixels * 1e6 * 1.25) ** 0.5 / 32)
-        one = Contender(bundle, "openvino_auto", mammogram((height, 32 * round(height / 1.25 / 32))), threads, False)
+        one = Contender(bundle, OURS, mammogram((height, 32 * round(height / 1.25 / 32))), threads, False)
         by_size[str(megapixels)] = median(one.run, repeats)
     return {"seconds_by_boxes_given": by_boxes, "seconds_by_megapixels": by_size}
 
@@ -156,12 +150,7 @@ def memory(bundles: dict[str, Path], folder: Path) -> dict[str, float]:
 
 def flat_memory(folder: Path, counts: tuple[int, ...]) -> dict[str, Any]:
     """Peak memory in GB and seconds of `mammoseg segment` over folders of ever more images (640 × 832, one scale)."""
-    from mammoseg.datasets.phantom import PhantomConfig
-    from mammoseg.datasets.phantom_files import write_exams
-
-    if not (folder / "small" / "annotations.json").is_file():
-        write_exams(folder / "small", 5, seed=2, format="png", config=PhantomConfig(size=(832, 640)))
-    files = sorted((folder / "small" / "images").iterdir())
+    files = small_files(folder)
     out: dict[str, Any] = {}
     for count in counts:
         images, results = folder / f"images{count}", folder / f"results{count}"
@@ -202,3 +191,37 @@ def throughput(folder: Path, images: int) -> dict[str, float]:
             images / command([sys.executable, "-m", "mammoseg.apps.cli", *arguments])[1]
         )
     return figures
+
+
+def ray_workers(folder: Path, bundle: Path, images: int) -> dict[str, float]:
+    """Images a second of one and of two Ray workers of one core each, from the first result to the last (640 × 832)."""
+    files = small_files(folder)
+    inputs, out = folder / "ray-images", folder / "ray-results"
+    shutil.rmtree(inputs, ignore_errors=True)
+    inputs.mkdir()
+    for i in range(images):
+        (inputs / f"{i:04d}.png").hardlink_to(files[i % len(files)])
+    rates = []
+    for workers in (1, 2):
+        arguments = ["segment", str(inputs), "--out", str(out), "--weights", str(bundle), "--formats", "json", "--overwrite"]
+        arguments += ["--engine", "ray", "--workers", str(workers), "--set", "runtime.threads=1"]
+        command([sys.executable, "-m", "mammoseg.apps.cli", *arguments])
+        times = sorted(p.stat().st_mtime for p in out.rglob("findings.json"))
+        # The first images of each worker make its kernels; the last ones may be of one worker alone.
+        first, last = times[2 * workers], times[-1]
+        rates.append((len(times) - 1 - 2 * workers) / (last - first))
+    return {
+        "one_worker_images_per_s": rates[0],
+        "two_workers_images_per_s": rates[1],
+        "of_twice_one": rates[1] / (2 * rates[0]),
+    }
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Twenty phantoms of 640 × 832, 16-bit PNG."""
+    from mammoseg.datasets.phantom import PhantomConfig
+    from mammoseg.datasets.phantom_files import write_exams
+
+    if not (folder / "small" / "annotations.json").is_file():
+        write_exams(folder / "small", 5, seed=2, format="png", config=PhantomConfig(size=(832, 640)))
+    return sorted((folder / "small" / "images").iterdir())

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from mammoseg.geometry import Transform
-from mammoseg.reconstruction import ReconstructionConfig, axes_mm, outline, reconstruct
+from mammoseg.reconstruction import ReconstructionConfig, axes_mm, filled, outline, reconstruct
 from mammoseg.types import CropMask, Detections, Mammogram
 
 CONFIG = ReconstructionConfig()
@@ -274,3 +274,11 @@ def test_lesions_are_sparse():
     assert lesion.mask.shape[0] <= 82
     assert lesion.mask.any(axis=1).all()
     assert cv2.countNonZero(lesion.mask.astype(np.uint8)) == lesion.area_px
+
+
+def test_holes_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (1, 7), (5, 5), (40, 60)):
+        for density in (0.3, 0.6, 0.8, 1.0):
+            mask = rng.random(size) < density
+            assert np.array_equal(filled(mask), ndimage.binary_fill_holes(mask))

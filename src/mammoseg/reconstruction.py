@@ -14,7 +14,6 @@ import contourpy
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mammoseg.geometry import Transform, box_area, clip_boxes, ellipse_in, mask_box
 from mammoseg.types import BoolMask, CropMask, Detections, Lesion, Mammogram, Size, Spacing
@@ -172,7 +171,7 @@ def _segmented(
     best = 1 + int(np.lexsort((stats[1:, cv2.CC_STAT_AREA], overlap))[-1])
     if overlap[best - 1] < config.min_box_fraction * max(float(box_area([[x1, y1, x2, y2]])[0]), 1.0):
         return None
-    return _tight(field, ndimage.binary_fill_holes(labels == best), origin)
+    return _tight(field, filled(labels == best), origin)
 
 
 def _ellipse(box: tuple[float, float, float, float], size: Size) -> tuple[NDArray[np.float32], BoolMask, tuple[int, int]]:
@@ -226,7 +225,7 @@ def _union(a: _Region, b: _Region) -> _Region:
         field[at] = np.maximum(field[at], np.where(r.mask, np.maximum(r.field, 0.0), np.minimum(r.field, 0.0)))
         mask[at] |= r.mask
     segmented = a.segmented or b.segmented
-    return replace(a, field=field, mask=ndimage.binary_fill_holes(mask), origin=(top, left), segmented=segmented)
+    return replace(a, field=field, mask=filled(mask), origin=(top, left), segmented=segmented)
 
 
 def _common(a: _Region, b: _Region) -> tuple[tuple[slice, slice], tuple[slice, slice]] | tuple[None, None]:
@@ -246,6 +245,14 @@ def _overlap(a: _Region, b: _Region) -> int:
 def _largest(mask: BoolMask) -> BoolMask:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     return mask if count <= 2 else labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def filled(mask: BoolMask) -> BoolMask:
+    """The mask bool[h, w] with its holes filled: what no 4-connected way outside the mask leads to from the window's border."""
+    outside = np.pad(~mask, 1, constant_values=True)
+    _, labels = cv2.connectedComponents(outside.astype(np.uint8), connectivity=4)
+    whole: BoolMask = (labels != labels[0, 0])[1:-1, 1:-1]
+    return whole
 
 
 def _tight(

@@ -14,6 +14,9 @@ from mammoseg.apps.crew import Crew
 from mammoseg.apps.dicom_outputs import StudiesOutcome, write_studies
 from mammoseg.apps.out_folder import begin, held, is_below
 from mammoseg.apps.outputs import drop_pictures, is_done, read_results, write_run, write_tables
+from mammoseg.apps.parquet import write_parquet
+from mammoseg.apps.ray_engine import worked_through_ray
+from mammoseg.apps.remote import read_origin
 from mammoseg.apps.worker import Job, Plan, open_pipeline, process, summarise
 from mammoseg.bundle import Bundle, hash_if_readable, open_bundle
 from mammoseg.config import to_dict
@@ -59,9 +62,10 @@ def run_batch(
 ) -> Outcome:
     """Works through all jobs and writes everything below `plan.out`.
 
-    workers: processes, each with its share of the processors; 0 works in this process (a crash of a library then ends the
-    run). resume: keep results already there that were made from the same input, bundle, version and settings; other results
-    of an earlier run are removed. progress: called after each image. skipped: number of files passed over, for the record.
+    workers: processes, each with its share of the processors (with Ray on a cluster, see `worked_through_ray`); 0 works in this
+    process (a crash of a library then ends the run). resume: keep results already there that were made from the same input,
+    bundle, version and settings; other results of an earlier run are removed. progress: called after each image. skipped:
+    number of files passed over, for the record.
     opener: gives the pipeline where `workers` is 0, so that a caller of many runs can keep it loaded.
     Raises `BundleError` before any image where the weights cannot be used, `UsageError` where another run is at work in
     `plan.out`, `MammosegError` where results cannot be written.
@@ -118,13 +122,15 @@ def _worked_through(
         pipeline = opener(plan)
         for index, job in jobs.items():
             yield index, summarise(process(pipeline, job, plan))
+    elif jobs and plan.engine == "ray":
+        yield from worked_through_ray(jobs, plan, workers, provenance)
     elif jobs:
         yield from Crew(plan, provenance, bundle).run(jobs, workers)
 
 
 def with_thread_share(plan: Plan, workers: int) -> Plan:
     """The plan with each worker's share of the processors, unless a number of threads was asked for."""
-    if plan.config.runtime.threads:
+    if plan.config.runtime.threads or (plan.engine == "ray" and os.environ.get("RAY_ADDRESS")):
         return plan
     threads = max(1, processors() // max(1, workers))
     runtime = dataclasses.replace(plan.config.runtime, threads=threads)
@@ -140,13 +146,15 @@ def _already_done(job: Job, plan: Plan, provenance: dict[str, Any]) -> dict[str,
     folder = plan.out / job.image.folder
     if not (folder / "findings.json").is_file():
         return None
-    digest = hash_if_readable(job.image.path)
+    digest = hash_if_readable(job.image.path) if job.image.url is None else read_origin(folder, job.image)
     return None if digest is None else is_done(folder, job.image.path, job.image.source, digest, provenance, plan.formats)
 
 
 def _finish(outcome: Outcome, plan: Plan, record: dict[str, Any]) -> Outcome:
     folders = [job.image.folder for job in outcome.jobs]
     write_tables(plan.out, folders)
+    if plan.parquet:
+        write_parquet(plan.out, folders)
     write_contact_sheet(plan.out, folders, read_results(plan.out, folders))
     counts = {status: outcome.count(status) for status in ("processed", "rejected", "failed")}
     counts = {"images": len(folders), **counts, "lesions": outcome.lesions, "files_skipped": outcome.skipped}

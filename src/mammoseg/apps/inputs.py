@@ -14,15 +14,15 @@ from pathlib import Path, PurePosixPath
 import pydicom
 
 from mammoseg.apps.dicom_outputs import STUDIES
-from mammoseg.apps.outputs import FINDINGS, LOCK, PICTURE_FILES, RUN, TABLES
+from mammoseg.apps.outputs import FINDINGS, LOCK, ORIGIN, PARQUET, PICTURE_FILES, RUN, TABLES
 from mammoseg.datasets import parse_spec
 from mammoseg.datasets.splits import Side, read_side
 from mammoseg.errors import NotAnImageError, UsageError
 from mammoseg.io.dicom_attributes import check_kind
 from mammoseg.io.load import DICOM_SUFFIXES, RASTER_SUFFIXES, is_candidate_file, sniff
 
-RESERVED = {RUN, LOCK, STUDIES, *TABLES}
-_OWN_FILES = {FINDINGS, *PICTURE_FILES.values()}  # of each image, in its folder
+RESERVED = {RUN, LOCK, STUDIES, PARQUET, ".tries", *TABLES}
+_OWN_FILES = {FINDINGS, ORIGIN, *PICTURE_FILES.values()}  # of each image, in its folder
 _NAME_MAX = 200  # bytes of a folder's name; file systems take 255
 
 
@@ -30,13 +30,16 @@ _NAME_MAX = 200  # bytes of a folder's name; file systems take 255
 class InputImage:
     """path: where the file is. source: its name in findings, relative, with `/`. folder: of its results, below OUT.
 
-    may_skip: found in a folder, so that it is passed over where reading it shows that it holds no image.
+    may_skip: found in a folder, so that it is passed over where reading it shows that it holds no image. url: where the image
+    is to be fetched from (`path` is then no file yet), and the `version` of it that was listed.
     """
 
     path: Path
     source: str
     folder: str
     may_skip: bool = False
+    url: str | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mammoseg.apps.dicom_outputs import clear_studies
-from mammoseg.apps.outputs import FINDINGS, LOCK, PICTURE_FILES, RUN, TABLES, write_run
+from mammoseg.apps.outputs import FINDINGS, LOCK, ORIGIN, PARQUET, PICTURE_FILES, RUN, TABLES, write_run
 from mammoseg.errors import UsageError
 
 
@@ -83,6 +84,7 @@ def begin(out: Path, record: dict[str, Any], keep: bool) -> None:
         clear_image(out, folder)
     for name in TABLES:
         (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / PARQUET, ignore_errors=True)
     clear_studies(out)
     write_run(out, {**record, "state": "running"})
 
@@ -100,7 +102,7 @@ def earlier_folders(out: Path) -> list[str] | None:
 def clear_image(out: Path, folder: str) -> None:
     """Removes one image's results, and its folders where nothing else is in them."""
     here = out / folder
-    for name in (FINDINGS, *PICTURE_FILES.values()):
+    for name in (FINDINGS, ORIGIN, *PICTURE_FILES.values()):
         (here / name).unlink(missing_ok=True)
     while here != out and here.is_dir() and not any(here.iterdir()):
         here.rmdir()

@@ -18,6 +18,8 @@ from mammoseg.types import Findings, Mammogram
 FINDINGS = "findings.json"
 RUN = "run.json"
 LOCK = ".mammoseg.lock"
+PARQUET = "findings.parquet"  # a folder: a Parquet data set in parts
+ORIGIN = "origin.json"  # beside findings.json of an image that was fetched from a URL: which version of it
 TABLES = ("findings.jsonl", "findings.csv", "index.html")
 TABLE_COLUMNS = (
     "image",

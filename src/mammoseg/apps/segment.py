@@ -17,18 +17,22 @@ from mammoseg.apps.fold import fold_options
 from mammoseg.apps.inputs import Inputs, collect, collect_side, not_looked_into, nothing_found, printable
 from mammoseg.apps.out_folder import check_out, refuse_mixing
 from mammoseg.apps.outputs import DEFAULT_FORMATS, FORMATS
+from mammoseg.apps.parquet import check_parquet
+from mammoseg.apps.ray_engine import import_ray
+from mammoseg.apps.remote import collect_urls, is_url
 from mammoseg.apps.server.command import check_installed, view
 from mammoseg.apps.worker import DEBUG_VARIABLE, Job, Plan
 from mammoseg.bundle import open_bundle
 from mammoseg.config import with_sets
 from mammoseg.errors import UsageError
+from mammoseg.io.dicom_results import STUDY_FORMATS
 from mammoseg.pipeline import settings_of
 
 SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5 (may be repeated)."
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=str)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the results.")
 @click.option(
     "--weights",
@@ -73,6 +77,14 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
     help="Processes to share the images; 0 works in the main process.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="What shares the images among workers: processes of this machine, or Ray (on the cluster of RAY_ADDRESS, if set).",
+)
+@click.option("--parquet/--no-parquet", default=None, help="Also write findings.parquet; by default with --engine ray.")
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on with a run in OUT: keep images done with the same settings, remove those not among INPUT.",
@@ -80,7 +92,7 @@ SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SETTINGS_HELP)
 @click.option("--view", is_flag=True, help="When done, open the viewer on the results (as `mammoseg serve` does).")
-def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options: Any) -> int:
+def segment(inputs: tuple[str, ...], out: Path, weights: Path | None, **options: Any) -> int:
     """Find and outline every mass in mammograms.
 
     INPUT: image files or folders (searched recursively; any mix of DICOM, PNG, TIFF, JPEG, PGM), or a COCO file. With --fold
@@ -92,6 +104,8 @@ def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options
     Exit code 0: all images processed; 3: some were rejected or failed (the reason is in their findings), or a folder could not
     be read; 2: wrong usage.
 
+    An INPUT may also be a URL of an object store (s3://bucket/folder, with the package that fsspec names for it installed).
+
     Research software, not for clinical use.
     """
     if options["view"]:
@@ -99,7 +113,7 @@ def segment(inputs: tuple[Path, ...], out: Path, weights: Path | None, **options
     prepared = _prepare(inputs, out, weights, options)
     outcome = run_with_progress(prepared.jobs, prepared.plan, options["workers"], options["resume"], prepared.skipped)
     if not outcome.jobs:
-        raise nothing_found(inputs, outcome.skipped, prepared.remarks)
+        raise nothing_found([Path(text) for text in inputs], outcome.skipped, prepared.remarks)
     warn_of_missing_reports(outcome)
     click.echo(summary_line(outcome, out, prepared.remarks))
     if options["view"]:
@@ -118,8 +132,11 @@ class _Prepared:
     whole: bool
 
 
-def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: dict[str, Any]) -> _Prepared:
+def _prepare(texts: Sequence[str], out: Path, weights: Path | None, options: dict[str, Any]) -> _Prepared:
+    urls = [text for text in texts if is_url(text)]
+    inputs = [Path(text) for text in texts]
     formats = parse_formats(options["formats"])
+    _check_engine(urls, texts, formats, options)
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume and --overwrite exclude each other")
     bundle = open_bundle(weights)
@@ -129,9 +146,9 @@ def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: d
             raise UsageError("--operating-point and --min-score exclude each other")
         config = config.at(options["operating_point"])
     config = with_sets(config, option_sets(options))
-    check_out(out, inputs, options["resume"], options["overwrite"])
-    found = _collect(inputs, out, options)
-    refuse_mixing(out, (image.path for image in found.images))
+    check_out(out, [] if urls else inputs, options["resume"], options["overwrite"])
+    found = collect_urls(urls) if urls else _collect(inputs, out, options)
+    refuse_mixing(out, (image.path for image in found.images if image.url is None))
     extra: dict[str, Any] = {}
     jobs, remarks = [Job(image) for image in found.images], not_looked_into(found.unread, found.linked)
     if options["boxes"] is not None:
@@ -144,8 +161,23 @@ def _prepare(inputs: Sequence[Path], out: Path, weights: Path | None, options: d
         if strangers:
             n = sum(len(given.by_image[name]) for name in strangers)
             remarks.append(f"{_plural(n, 'box', 'boxes')} not used, fitting no image ({strangers[0]!r}, ...)")
-    plan = Plan(bundle.directory, config, out, formats, extra)
+    parquet = options["engine"] == "ray" if options["parquet"] is None else options["parquet"]
+    plan = Plan(bundle.directory, config, out, formats, extra, options["engine"], parquet)
     return _Prepared(jobs, plan, len(found.skipped), remarks, not found.unread)
+
+
+def _check_engine(urls: Sequence[str], texts: Sequence[str], formats: Sequence[str], options: dict[str, Any]) -> None:
+    """Raises `UsageError` or `ConfigError` for what does not go together or is not installed, before any image."""
+    if urls and (len(urls) < len(texts) or options["fold"] is not None or options["view"]):
+        raise UsageError("URLs go with URLs alone, without --fold and --view: copy the images here for that")
+    if urls and any(name in STUDY_FORMATS for name in formats):
+        raise UsageError(f"reports of studies ({', '.join(STUDY_FORMATS)}) need files: copy the images here for that")
+    if options["engine"] == "ray":
+        import_ray()
+        if options["workers"] < 1:
+            raise UsageError("--engine ray: expected --workers 1 or more")
+    if options["parquet"] or (options["engine"] == "ray" and options["parquet"] is None):
+        check_parquet()
 
 
 def _collect(inputs: Sequence[Path], out: Path, options: dict[str, Any]) -> Inputs:

@@ -6,10 +6,10 @@ import os
 import signal
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from mammoseg.apps.boxes import to_detections
 from mammoseg.apps.inputs import InputImage
 from mammoseg.apps.out_folder import clear_image
 from mammoseg.apps.outputs import write_image
+from mammoseg.apps.remote import local_copy, write_origin
 from mammoseg.errors import DecodeError, ImageError, MammosegError, NotAnImageError, UsageError
 from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, PipelineConfig, load
@@ -29,13 +30,18 @@ DEBUG_VARIABLE = "MAMMOSEG_DEBUG"
 
 @dataclass(frozen=True)
 class Plan:
-    """What every worker of a run knows. extra: added to the provenance (for example the hash of the boxes file)."""
+    """What every worker of a run knows. extra: added to the provenance (for example the hash of the boxes file).
+
+    engine: who shares out the images: processes of this machine ("local"), or Ray. parquet: write the findings as Parquet too.
+    """
 
     bundle: Path
     config: PipelineConfig
     out: Path
     formats: tuple[str, ...]
     extra: Mapping[str, Any]
+    engine: Literal["local", "ray"] = "local"
+    parquet: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,18 @@ def process(pipeline: Pipeline, job: Job, plan: Plan) -> Findings | None:
     folder = plan.out / job.image.folder
     try:
         try:
-            findings, mammogram = _analyse(pipeline, job)
-            if findings is None:
-                clear_image(plan.out, job.image.folder)
-            else:
-                write_image(folder, findings, mammogram, plan.formats, job.image.path)
+            with local_copy(job.image) as image:
+                findings, mammogram = _analyse(pipeline, replace(job, image=image))
+                if findings is None:
+                    clear_image(plan.out, job.image.folder)
+                else:
+                    write_origin(folder, image)
+                    write_image(folder, findings, mammogram, plan.formats, image.path)
         except OSError:
             raise
+        except DecodeError as error:  # it could not be fetched
+            findings = pipeline.unusable(job.image.path, job.image.source, error)
+            write_image(folder, findings, None, plan.formats)
         except Exception as error:  # one bad image never stops a batch
             findings = pipeline.unusable(job.image.path, job.image.source, _unexpected(error))
             write_image(folder, findings, None, plan.formats)
