@@ -71,7 +71,9 @@ def statuses(catalogue: Catalogue, sure: bool = True) -> dict[str, str]:
 
 
 def test_images_and_findings_below_one_folder(exam: Path, tiny_bundle: Path, look: Look) -> None:
-    assert set(statuses(look(exam.parent)).values()) == {"pending"}
+    catalogue = look(exam.parent)
+    assert set(statuses(catalogue).values()) == {"pending"}
+    assert {catalogue.why_none(e) for e in catalogue.entries()} == {None}
     analyse(exam, exam.parent / "results", tiny_bundle)
     found = statuses(look(exam.parent))
     assert len(found) == 4, "pictures among the results are no images to look at"
@@ -100,6 +102,10 @@ def test_an_image_that_changed_has_no_findings(exam: Path, tiny_bundle: Path, lo
     found = statuses(look(exam.parent))
     assert found.pop(f"exam/{first.name}") == "pending"
     assert set(found.values()) == {"processed"}
+    catalogue = look(exam.parent)
+    entry = next(e for e in catalogue.entries() if e.name.endswith(first.name))
+    assert catalogue.found(entry, sure=True) is None
+    assert "another file" in str(catalogue.why_none(entry))
 
 
 def test_equal_names_are_told_apart_by_content(exam: Path, tiny_bundle: Path, look: Look, tmp_path: Path) -> None:
@@ -125,10 +131,16 @@ def test_the_newest_findings_count(exam: Path, tiny_bundle: Path, look: Look, tm
 
 def test_files_that_are_no_findings_count_for_nothing(exam: Path, tiny_bundle: Path, look: Look) -> None:
     analyse(exam, exam.parent / "results", tiny_bundle)
-    broken = ['{"image": {"file_sha256": null}, "status": "processed", "lesions": 7}', "[" * 100_000, "{", ""]
-    for path, text in zip(sorted((exam.parent / "results").rglob("findings.json")), broken, strict=True):
+    files = sorted((exam.parent / "results").rglob("findings.json"))
+    older = json.dumps({**json.loads(files[2].read_text()), "schema_version": "0.9"})
+    no_number = files[3].read_text().replace('"spacing_mm": null', '"spacing_mm": [NaN, NaN]')
+    broken = ['{"image": {"file_sha256": null}, "status": "processed", "lesions": 7}', "[" * 100_000, older, no_number]
+    assert "NaN" in no_number
+    for path, text in zip(files, broken, strict=True):
         path.write_text(text)
-    assert set(statuses(look(exam.parent)).values()) == {"pending"}
+    catalogue = look(exam.parent)
+    assert set(statuses(catalogue).values()) == {"pending"}
+    assert all("damaged or of another version" in str(catalogue.why_none(e)) for e in catalogue.entries())
     run = exam.parent / "results" / "run.json"
     document = json.loads(run.read_text())
     document["images"] = [{"source": "x", "folder": "../../exam"}, {"source": 3}, 5]

@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from mammoseg.pipeline import PipelineConfig, load, settings_of
 from mammoseg.types import Annotation, DatasetItem, TrueMass
 
 from .conftest import Running, launch
+from .test_catalogue import analyse
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +245,31 @@ def test_results_of_findings_without_the_image(
         assert client.post("/jobs", json={"images": "all"}).status_code == 409
     finally:
         running.stop()
+
+
+def test_what_cannot_be_made_is_told_and_the_rest_is_given(
+    serve: Callable[..., Running], tiny_bundle: Path, tmp_path: Path, exam: Path
+) -> None:
+    """Findings whose mask is of another size: 409 with the reason for what needs it; the archive holds all else."""
+    shutil.copytree(exam / "images", tmp_path / "images")
+    analyse(tmp_path / "images", tmp_path / "results", tiny_bundle)
+    broken = next(p for p in sorted((tmp_path / "results").rglob("findings.json")) if json.loads(p.read_text())["lesions"])
+    document = json.loads(broken.read_text())
+    document["image"]["height"] += 1
+    broken.write_text(json.dumps(document))
+    running = serve(tmp_path / "images", tmp_path / "results", "--weights", tiny_bundle)
+    client = running.client()
+    (study,) = client.get("/studies").json()
+    refused = client.get(f"/studies/{study['study_id']}/results/sr")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "bad_findings")
+    packed = client.get(f"/studies/{study['study_id']}/results/zip")
+    assert packed.status_code == 200
+    with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+        names, problems = archive.namelist(), archive.read("problems.txt").decode()
+    assert "study_sr.dcm" in problems
+    assert any(name.endswith("_sc.dcm") for name in names)
+    assert "study_sr.dcm" not in names
+    assert " ended in " not in running.log.read_text()
 
 
 def test_a_fault_in_a_library_is_no_fault_of_the_server() -> None:

@@ -62,7 +62,7 @@ def test_the_list_says_view_score_and_size_and_leads_there(exam: Any, server: An
     ]
     assert expected
     assert rows(viewer) == expected
-    assert "Long × short axis" in viewer.page.locator(".row.head").inner_text()
+    assert "Size: long × short" in viewer.page.locator(".row.head").inner_text()
     row = viewer.page.locator(".row.lesion").last
     row.click()
     viewer.settle()

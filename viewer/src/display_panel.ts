@@ -6,16 +6,17 @@ import type { Entry, Options } from './entry';
 import type { Model } from './model';
 import { CANDIDATE, LESION, SCALES, TRUTH } from './overlay';
 
-const FORMATS: Record<string, string> = {
-  json: 'Findings (JSON)',
-  mask: 'Label image (PNG)',
-  overlay: 'Picture with contours (PNG)',
-  seg: 'DICOM Segmentation',
-  pr: 'DICOM Presentation State',
-  sc: 'DICOM Secondary Capture',
-  cadsr: 'DICOM Mammography CAD report',
-  sr: 'DICOM measurement report',
-  zip: 'Everything (ZIP)',
+/** Formats by their names in the service: what is on the screen, and what it means. */
+const FORMATS: Record<string, [word: string, meaning: string]> = {
+  json: ['JSON', 'Findings: boxes, scores, contours, sizes'],
+  mask: ['Label image', 'PNG in the image\'s own frame: each lesion by its number'],
+  overlay: ['Picture', 'PNG with contours'],
+  seg: ['DICOM SEG', 'Segmentation'],
+  pr: ['DICOM PR', 'Presentation State'],
+  sc: ['DICOM SC', 'Secondary Capture'],
+  cadsr: ['DICOM CAD SR', 'Mammography CAD report'],
+  sr: ['DICOM SR', 'Measurement report'],
+  zip: ['Everything (ZIP)', 'All files of all images of the study'],
 };
 
 type Switch = 'overlays' | 'contours' | 'boxes' | 'candidates' | 'labels' | 'truth' | 'mask';
@@ -161,15 +162,16 @@ export class DisplayPanel {
   private updateDownloads(): void {
     const { activeEntry, study } = this.model;
     const links = (kind: 'images' | 'studies', id: string, formats: readonly string[]) =>
-      formats.map((format) =>
-        h('a', { href: resultAddress(kind, id, format), download: '', title: FORMATS[format] ?? format }, format),
-      );
+      formats.map((format) => {
+        const [word, meaning] = FORMATS[format] ?? [format, format];
+        return h('a', { href: resultAddress(kind, id, format), download: '', title: meaning }, word);
+      });
     const own = activeEntry ? links('images', activeEntry.record.image_id, activeEntry.record.formats) : [];
     fill(
       this.downloads,
-      h('p', {}, `${activeEntry?.name ?? 'Image'}: `, ...(own.length > 0 ? own : ['nothing yet'])),
+      h('p', {}, h('strong', {}, `${activeEntry?.name ?? 'Image'}: `), ...(own.length > 0 ? own : ['nothing yet'])),
       study && study.formats.length > 0
-        ? h('p', {}, 'Study: ', ...links('studies', study.study_id, study.formats))
+        ? h('p', {}, h('strong', {}, 'Study: '), ...links('studies', study.study_id, study.formats))
         : null,
     );
   }

@@ -38,7 +38,8 @@ export class FindingsPanel {
     const lesions = model.lesions;
     const weaker = model.entries.reduce((sum, entry) => sum + model.candidatesOf(entry).length, 0);
     const all = model.entries.reduce((sum, entry) => sum + (entry.findings?.lesions.length ?? 0), 0);
-    this.heading.textContent = `Lesions (${lesions.length})`;
+    const analysed = model.entries.some((entry) => entry.findings?.status === 'processed');
+    this.heading.textContent = analysed ? `Lesions (${lesions.length})` : 'Lesions'; // none is not nought
     this.slider.value = String(threshold);
     this.value.textContent = threshold.toFixed(2);
     this.summary.textContent = [
@@ -48,7 +49,7 @@ export class FindingsPanel {
     const head = h(
       'div',
       { class: 'row head' },
-      ...['View', 'No.', 'Score', 'Long × short axis'].map((text) => h('span', {}, text)),
+      ...['View', 'No.', 'Score', 'Size: long × short'].map((text) => h('span', {}, text)),
     );
     fill(this.list, lesions.length > 0 ? head : null, ...lesions.map(({ entry, lesion }) => this.row(entry, lesion)));
     fill(this.others, ...model.entries.flatMap((entry) => this.without(entry) ?? []));
@@ -83,7 +84,7 @@ export class FindingsPanel {
     if (status === 'rejected' || status === 'failed') {
       return h('li', { class: 'unusable' }, h('strong', {}, `${entry.name}: not analysed, ${status}. `), reason ?? '');
     }
-    if (status === 'pending') return h('li', { class: 'waiting' }, `${entry.name}: not analysed yet`);
+    if (status === 'pending') return h('li', { class: 'waiting' }, `${entry.name}: not analysed yet${reason ? `; ${reason}` : ''}`);
     if (entry.problem) return h('li', { class: 'unusable' }, h('strong', {}, `${entry.name}: `), entry.problem);
     if (!entry.findings || this.model.lesionsOf(entry).length > 0) return null;
     const none = entry.findings.lesions.length === 0 ? 'analysed, no lesion found' : 'no lesion above the threshold';

@@ -54,8 +54,9 @@ async function main(): Promise<void> {
 function showReadout(model: Model): void {
   const readout = byId('readout');
   const { pointed } = model;
+  readout.classList.toggle('quiet', !pointed);
   if (!pointed) {
-    readout.textContent = '';
+    readout.textContent = 'Point at an image to read its stored values here.';
     return;
   }
   const { entry, column, row } = pointed;

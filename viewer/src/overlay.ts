@@ -7,7 +7,7 @@ export const LESION = '#ffb020';
 export const CANDIDATE = '#7cc4ff';
 export const TRUTH = '#5ee08a';
 /** One colour for each single scale, told apart also by those who see few colours (after Okabe and Ito). */
-export const SCALES = ['#56b4e9', '#f0e442', '#cc79a7', '#e69f00', '#00b894', '#b39ddb', '#d55e00', '#a3a3a3'];
+export const SCALES = ['#56b4e9', '#f0e442', '#cc79a7', '#d55e00', '#00b894', '#b39ddb', '#a3a3a3', '#c7f464'];
 
 export interface Drawing {
   readonly lesions: readonly Lesion[];
@@ -42,11 +42,22 @@ export function drawOverlay(canvas: HTMLCanvasElement, pane: Size, view: View, r
   new Pen(context, pane, view).all(drawing);
 }
 
-const LABEL_FROM = 32; // CSS pixels
+const LABEL_FROM = 32; // CSS pixels, as all here
+const [LABEL, SMALL_LABEL] = [13, 11]; // heights
+
+interface Label {
+  readonly text: string;
+  readonly left: number;
+  readonly y: number;
+  readonly colour: string;
+}
 
 type FusionMask = NonNullable<Layers['fusion_mask']>;
 
 class Pen {
+  /** Where words are: none are written over others. */
+  private readonly taken: Box[] = [];
+
   constructor(
     private readonly context: CanvasRenderingContext2D,
     private readonly pane: Size,
@@ -55,6 +66,7 @@ class Pen {
 
   all(drawing: Drawing): void {
     const { lesions, candidates, layers, threshold, truth, selected, show, opacity } = drawing;
+    const labels = show.labels ? this.labelsOf(lesions, selected) : [];
     if (layers?.fusion_mask && show.mask) this.mask(layers.fusion_mask, layers.lambda, opacity);
     layers?.scales.forEach((scale, k) => {
       if (!show.scales[k]) return;
@@ -64,7 +76,7 @@ class Pen {
     if (show.candidates) for (const found of candidates) this.scored(found, CANDIDATE, [5, 4], show.labels);
     for (const mass of truth?.lesions ?? []) this.truth(mass);
     for (const lesion of lesions) this.lesion(lesion, lesion.id === selected, show);
-    if (show.labels) this.labels(lesions, selected);
+    for (const { text, left, y, colour } of labels) this.text(text, left, y, colour, LABEL);
   }
 
   private lesion(lesion: Lesion, selected: boolean, show: Drawing['show']): void {
@@ -104,7 +116,11 @@ class Pen {
     context.globalAlpha = whole * (0.4 + 0.6 * score);
     this.box(box_xyxy, colour, dash, 1.25);
     const [x1, , x2, y2] = this.rectangle(box_xyxy);
-    if (labelled && x2 - x1 >= LABEL_FROM) this.text(score.toFixed(2), x1, y2 + 13, colour, 11);
+    if (labelled && x2 - x1 >= LABEL_FROM) {
+      const text = score.toFixed(2);
+      const left = this.room(text, x1, y2 + 13, SMALL_LABEL);
+      if (left !== null) this.text(text, left, y2 + 13, colour, SMALL_LABEL);
+    }
     context.globalAlpha = whole;
   }
 
@@ -138,21 +154,40 @@ class Pen {
     context.stroke(rim);
   }
 
-  /** Number, score and size beside each lesion, above its box, or below where there is no room. */
-  private labels(lesions: readonly Lesion[], selected: number | null): void {
-    for (const lesion of lesions) {
-      const [x1, y1, , y2] = this.rectangle(lesion.box_xyxy);
-      const size = sizeOf(lesion);
-      const text = `${lesion.id}  ${lesion.score.toFixed(2)}${size ? `  ${size}` : ''}`;
-      this.text(text, x1, y1 > 24 ? y1 - 9 : y2 + 19, lesion.id === selected ? '#ffffff' : LESION, 13);
-    }
+  /** Number, score and size of each lesion: above its box, or below where there is no room, best first, the chosen one before. */
+  private labelsOf(lesions: readonly Lesion[], selected: number | null): Label[] {
+    const rank = ({ id, score }: Lesion) => (id === selected ? 2 : score);
+    return [...lesions]
+      .sort((a, b) => rank(b) - rank(a))
+      .flatMap((lesion) => {
+        const [x1, y1, , y2] = this.rectangle(lesion.box_xyxy);
+        const size = sizeOf(lesion);
+        const text = `${lesion.id}  ${lesion.score.toFixed(2)}${size ? `  ${size}` : ''}`;
+        const colour = lesion.id === selected ? '#ffffff' : LESION;
+        for (const y of y1 > 24 ? [y1 - 9, y2 + 19] : [y2 + 19]) {
+          const left = this.room(text, x1, y, LABEL);
+          if (left !== null) return { text, left, y, colour };
+        }
+        return [];
+      });
   }
 
-  private text(text: string, x: number, y: number, colour: string, height: number): void {
-    const { context, pane } = this;
-    context.font = `600 ${height}px system-ui, sans-serif`;
+  /** Takes the room for a text at about (x, y), the left end of its base line: its left end, or null where others are. */
+  private room(text: string, x: number, y: number, height: number): number | null {
+    const { context, pane, taken } = this;
+    context.font = fontOf(height);
     const width = context.measureText(text).width;
     const left = Math.min(Math.max(x, 2), pane.width - width - 6);
+    const box: Box = [left - 3, y - height, left + width + 3, y + 4];
+    if (taken.some((other) => overlap(box, other))) return null;
+    taken.push(box);
+    return left;
+  }
+
+  private text(text: string, left: number, y: number, colour: string, height: number): void {
+    const { context } = this;
+    context.font = fontOf(height);
+    const width = context.measureText(text).width;
     context.fillStyle = 'rgba(0, 0, 0, 0.65)';
     context.fillRect(left - 3, y - height, width + 6, height + 4);
     context.fillStyle = colour;
@@ -187,6 +222,14 @@ class Pen {
     const [bx, by] = toScreen(this.view, this.pane, [x2, y2]);
     return [Math.min(ax, bx), ay, Math.max(ax, bx), by];
   }
+}
+
+function fontOf(height: number): string {
+  return `600 ${height}px system-ui, sans-serif`;
+}
+
+function overlap(a: Box, b: Box): boolean {
+  return a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
 }
 
 function line(path: Path2D, x1: number, y1: number, x2: number, y2: number): void {

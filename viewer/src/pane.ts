@@ -189,18 +189,20 @@ export class Pane {
     this.found.textContent = entry ? (this.bare ? 'without overlays' : this.summary(entry)) : '';
     const status = entry?.record.status ?? 'processed';
     this.element.dataset.status = status;
-    this.notice.hidden = !entry || (status === 'processed' && !entry.problem);
-    const words = { rejected: 'Not analysed: rejected', failed: 'Not analysed: failed', pending: 'Not analysed yet' };
-    const heading = status === 'processed' ? 'This image cannot be shown' : words[status];
+    const unusable = status === 'rejected' || status === 'failed';
+    const reason = entry?.record.reason ?? null;
+    this.notice.hidden = !entry || (!unusable && !entry.problem && reason === null);
+    const heading = status === 'pending' && reason ? 'Not analysed yet' : 'This image cannot be shown';
     this.notice.replaceChildren(
-      h('strong', {}, heading),
-      h('span', {}, entry?.record.reason ?? entry?.problem ?? (status === 'pending' ? 'Nothing is known of it.' : '')),
+      h('strong', {}, unusable ? `Not analysed: ${status}` : heading),
+      h('span', {}, reason ?? entry?.problem ?? ''),
     );
     this.element.classList.toggle('active', entry !== null && model.active === this.imageId && model.layout === 'four');
   }
 
   private summary(entry: Entry): string {
-    if (entry.record.status !== 'processed') return `not analysed (${entry.record.status})`;
+    const { status } = entry.record;
+    if (status !== 'processed') return `not analysed${status === 'pending' ? ' yet' : `: ${status}`}`;
     if (!entry.findings) return entry.problem ?? '…';
     const seen = entry.record.seen_in_training ? ' · seen in training' : '';
     const [n, all] = [this.model.lesionsOf(entry).length, entry.findings.lesions.length];

@@ -6,6 +6,7 @@ import { inOrder, namesOf } from './hanging';
 import type { Model } from './model';
 
 const SEARCH_FROM = 12; // studies; fewer are seen at a glance
+const LONG = 40; // characters of a name
 const MOST = 100; // that are listed
 
 export class StudiesPanel {
@@ -29,7 +30,8 @@ export class StudiesPanel {
 
   private update(): void {
     const { studies, study: open } = this.model;
-    byId('study-name').textContent = open?.label ?? '';
+    byId('study-name').textContent = short(open?.label ?? '');
+    byId('study-name').title = open?.label ?? '';
     this.heading.textContent = `Studies (${studies.length})`;
     this.search.hidden = studies.length < SEARCH_FROM;
     const wanted = this.search.value.trim().toLowerCase();
@@ -56,10 +58,11 @@ export class StudiesPanel {
         type: 'button',
         class: 'study',
         'data-key': study.study_id,
+        title: study.label,
         'aria-expanded': open ? 'true' : 'false',
         onclick: () => void this.model.open(study.study_id),
       },
-      h('span', {}, study.label),
+      h('span', {}, ...breakable(short(study.label))),
       open ? null : h('span', { class: 'quiet' }, tally(images)),
     );
     const entries = images.map((image, k) => h('li', {}, this.image(image, names[k] ?? image.name)));
@@ -86,6 +89,17 @@ export class StudiesPanel {
       button.setAttribute('aria-pressed', String(button.getAttribute('data-key') === this.model.active));
     }
   }
+}
+
+/** The end of a long name, which tells most. */
+function short(name: string): string {
+  const parts = name.split('/');
+  return name.length > LONG && parts.length > 2 ? `…/${parts.slice(-2).join('/')}` : name;
+}
+
+/** A name that may be broken where its words end. */
+function breakable(name: string): (Node | string)[] {
+  return name.split(/(?<=[/_\-. ])/).flatMap((word) => [word, document.createElement('wbr')]);
 }
 
 function stateOf(image: ImageRecord): string {

@@ -23,7 +23,7 @@ from mammoseg.apps.server.errors import ApiError
 from mammoseg.apps.server.guard import App, Guard
 from mammoseg.apps.server.service import Service
 from mammoseg.apps.server.settings import ServerSettings
-from mammoseg.errors import ImageError
+from mammoseg.errors import DatasetError, ImageError
 
 API = "/api/v1"
 STATIC = Path(__file__).with_name("static")
@@ -73,6 +73,7 @@ def make_app(settings: ServerSettings) -> App:
         app.include_router(routes.router, prefix=API)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ImageError, _image_error)
+    app.add_exception_handler(DatasetError, _dataset_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     if settings.token is not None:
@@ -136,6 +137,10 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _image_error(request: Request, error: Exception) -> Response:
     return _answer(409, "no_picture", str(error))
+
+
+async def _dataset_error(request: Request, error: Exception) -> Response:
+    return _answer(409, "bad_findings", str(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

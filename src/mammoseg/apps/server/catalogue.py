@@ -102,8 +102,7 @@ class Catalogue:
         sure: compare the file's hash with that of the findings even where that means reading the file.
         """
         newest: tuple[int, Found] | None = None
-        rows = self._store.rows("SELECT folder FROM results WHERE image_id = ?", entry.image_id)
-        for folder in (*entry.results, *(self._store.root / row["folder"] for row in rows)):
+        for folder in self._folders(entry):
             document = self._document(folder / FINDINGS)
             if document is None or not self._is_of(entry, document, sure):
                 continue
@@ -111,6 +110,19 @@ class Catalogue:
             if newest is None or age > newest[0]:
                 newest = age, Found(folder, document)
         return newest[1] if newest is not None else None
+
+    def why_none(self, entry: Entry) -> str | None:
+        """Why findings that are there do not count (see `found`); None where there are none."""
+        for folder in self._folders(entry):
+            if (folder / FINDINGS).exists():
+                if self._document(folder / FINDINGS) is None:
+                    return "its findings.json is damaged or of another version: analyse it again"
+                return "the findings here are those of another file: analyse this one"
+        return None
+
+    def _folders(self, entry: Entry) -> list[Path]:
+        rows = self._store.rows("SELECT folder FROM results WHERE image_id = ?", entry.image_id)
+        return [*entry.results, *(self._store.root / row["folder"] for row in rows)]
 
     def studies(self) -> dict[str, list[Entry]]:
         """Images that belong together, by the study their files name, or else by what their names have in common."""
@@ -261,10 +273,14 @@ def _images_of(run: Path) -> list[tuple[str, Path]]:
         return []
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _read_document(path: Path) -> dict[str, Any] | None:
     """A findings.json, None where it is none."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_constant=_no_number)
         validate(document)
     except (OSError, ValueError, TypeError, RecursionError, DatasetError):
         return None

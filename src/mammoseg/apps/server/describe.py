@@ -44,7 +44,7 @@ class Describer:
             voi_function=cast(Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"], header.voi_function),
             rescale=models.Rescale(slope=header.slope, intercept=header.intercept),
             status=status,
-            reason=document["reason"] if document is not None else None,
+            reason=document["reason"] if document is not None else self._catalogue.why_none(entry),
             lesions=len(document["lesions"]) if document is not None and status == "processed" else None,
             seen_in_training=told.get("seen_in_training"),
             has_pixels=entry.path is not None,

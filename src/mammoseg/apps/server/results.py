@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mammoseg.apps.outputs import FINDINGS, PICTURE_FILES
@@ -13,7 +14,7 @@ from mammoseg.apps.server.aside import Aside
 from mammoseg.apps.server.catalogue import Catalogue, Entry, Found, stamp_of
 from mammoseg.apps.server.errors import ApiError, not_found
 from mammoseg.apps.server.store import Store
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, ImageError
 from mammoseg.io import dicom_results
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.findings_json import read_findings
@@ -80,13 +81,29 @@ class Results:
         target = self._store.root / "made" / study_id / f"{key}.{_kind(format)[0] if format == 'zip' else f'{format}.dcm'}"
         if not target.is_file():
             if format == "zip":
-                files = [(self._file(e, f, i), self._name(e, i)) for e, f in found for i in self.formats(e, f)]
-                files += [(self.of_study(study_id, entries, i).path, f"study_{i}.dcm") for i in self.study_formats(entries)[1:]]
-                self._aside.call(_LIMIT_S, make_zip, files, target)
+                self._aside.call(_LIMIT_S, make_zip, *self._all_of(study_id, entries, found), target)
             else:
                 pairs = [(e.path, f.folder / FINDINGS) for e, f in found if e.path is not None]
                 self._aside.call(_LIMIT_S, make_report, format, pairs, target)
         return Download(target, f"study_{study_id[:8]}.{'zip' if format == 'zip' else f'{format}.dcm'}", _kind(format)[1])
+
+    def _all_of(
+        self, study_id: str, entries: Sequence[Entry], found: Sequence[tuple[Entry, Found]]
+    ) -> tuple[list[tuple[Path, str]], list[str]]:
+        """The files of a study by their names, and a line for each that cannot be made."""
+        wanted = [(self._name(e, i), partial(self._file, e, f, i)) for e, f in found for i in self.formats(e, f)]
+        for i in self.study_formats(entries)[1:]:
+            wanted.append((f"study_{i}.dcm", partial(self._report, study_id, entries, i)))
+        files, problems = [], []
+        for name, make in wanted:
+            try:
+                files.append((make(), name))
+            except (DatasetError, ImageError) as error:
+                problems.append(f"{name}: {error}")
+        return files, problems
+
+    def _report(self, study_id: str, entries: Sequence[Entry], format: str) -> Path:
+        return self.of_study(study_id, entries, format).path
 
     def _file(self, entry: Entry, found: Found, format: str) -> Path:
         written = found.folder / (FINDINGS if format == "json" else PICTURE_FILES.get(format, f"{format}.dcm"))
@@ -149,11 +166,13 @@ def make_report(format: str, pairs: Sequence[tuple[Path, Path]], target: Path) -
     write_atomic(target, dicom_results.study_result(format, study))
 
 
-def make_zip(files: Sequence[tuple[Path, str]], target: Path) -> None:
-    """Packs files under the given names into `target`."""
+def make_zip(files: Sequence[tuple[Path, str]], problems: Sequence[str], target: Path) -> None:
+    """Packs files under the given names into `target`; problems: what is missing and why, as `problems.txt`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".tmp")
     with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path, name in files:
             archive.write(path, name)
+        if problems:
+            archive.writestr("problems.txt", "".join(f"{line}\n" for line in problems))
     unfinished.replace(target)
