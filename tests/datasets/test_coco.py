@@ -76,6 +76,13 @@ def test_the_only_category_counts_as_mass_whatever_its_name(tmp_path: Path) -> N
     assert len(read_dataset(_write(tmp_path, content))[0].annotation.masses) == 1
 
 
+def test_without_categories_all_annotations_are_masses(tmp_path: Path) -> None:
+    content = _content()
+    content["categories"] = []
+    (item,) = read_dataset(_write(tmp_path, content))
+    assert len(item.annotation.masses) == 1
+
+
 def test_a_box_a_rounding_error_outside_is_cut_to_the_image(tmp_path: Path) -> None:
     content = _content()
     content["annotations"][0]["bbox"] = [-0.4, 0, 30.6, 40.3]
@@ -129,6 +136,15 @@ def _bad(change: str) -> dict[str, Any]:
         del annotation["bbox"]
     elif change == "no name":
         del image["file_name"]
+    elif change == "name type":
+        image["file_name"] = 3
+    elif change == "id type":
+        image["id"] = [7]
+    elif change == "unknown category":
+        annotation["category_id"] = 4
+    elif change == "no categories":
+        content["categories"] = []
+        content["annotations"].append(annotation | {"id": 2, "category_id": 5})
     return content
 
 
@@ -150,6 +166,10 @@ def _bad(change: str) -> dict[str, Any]:
         ("laterality", r"expected laterality L or R, got 'both'"),
         ("nothing", r"neither bbox nor segmentation"),
         ("no name", r"lacks 'file_name'"),
+        ("name type", r"image 7: expected file_name to be a relative path, got 3"),
+        ("id type", r"image record has id \[7\]: expected a number or a name"),
+        ("unknown category", r"annotation 1: category_id 4 is not among the categories"),
+        ("no categories", r"names no categories"),
     ],
 )
 def test_each_defect_has_its_own_error(tmp_path: Path, change: str, words: str) -> None:

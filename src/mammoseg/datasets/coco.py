@@ -37,17 +37,23 @@ def read(path: Path, category: str = "mass", patient_pattern: str | None = None)
     """
     file = path / "annotations.json" if path.is_dir() else path
     content = _load(file)
-    wanted = _category_id(content, category, file)
+    wanted, known = _category_id(content, category, file), {_id(c, "id", "category", file) for c in content["categories"]}
     by_image: dict[Any, list[dict[str, Any]]] = {}
-    ids = {_get(record, "id", "image", file) for record in content["images"]}
+    ids = {_id(record, "id", "image", file) for record in content["images"]}
     for record in content["annotations"]:
-        image_id = _get(record, "image_id", "annotation", file)
+        image_id = _id(record, "image_id", "annotation", file)
         if image_id not in ids:
             raise DatasetError(
                 f"{file}: annotation {record.get('id')}: image_id {image_id!r} is not among the images; "
                 "remove the annotation or add its image"
             )
-        if record.get("category_id", wanted) == wanted:
+        of = record.get("category_id", wanted)
+        if known and of not in known:
+            raise DatasetError(
+                f"{file}: annotation {record.get('id')}: category_id {of!r} is not among the categories; "
+                "correct it or add its category"
+            )
+        if of == wanted:
             by_image.setdefault(image_id, []).append(record)
     if len(ids) != len(content["images"]):
         raise DatasetError(f"{file}: two images have the same id; give each image its own")
@@ -110,13 +116,18 @@ def _category_id(content: dict[str, Any], category: str, file: Path) -> Any:
     if len(categories) == 1:
         return _get(categories[0], "id", "category", file)
     if not categories:
-        return None
+        used = {_id(record, "category_id", "annotation", file) for record in content["annotations"] if "category_id" in record}
+        if len(used) > 1:
+            raise DatasetError(f"{file}: it names no categories, and its annotations have several category_id; name them")
+        return next(iter(used), None)
     names = ", ".join(str(record.get("name")) for record in categories)
     raise DatasetError(f"{file}: no category {category!r}; this file has {names}; name one of them with the option category")
 
 
 def _item(record: dict[str, Any], annotations: list[dict[str, Any]], file: Path, pattern: str | None) -> DatasetItem:
     name = _get(record, "file_name", "image", file)
+    if not isinstance(name, str):
+        raise DatasetError(f"{file}: image {record['id']}: expected file_name to be a relative path, got {name!r:.80}")
     where = f"{file}: image {record['id']} ({name})"
     image_path = file.parent / name
     if not image_path.is_file():
@@ -203,6 +214,13 @@ def _get(record: dict[str, Any], key: str, what: str, file: Path) -> Any:
     if key not in record:
         raise DatasetError(f"{file}: an {what} record lacks {key!r}: {str(record)[:120]}")
     return record[key]
+
+
+def _id(record: dict[str, Any], key: str, what: str, file: Path) -> int | str:
+    value = _get(record, key, what, file)
+    if not isinstance(value, (int, str)):
+        raise DatasetError(f"{file}: an {what} record has {key} {value!r:.80}: expected a number or a name")
+    return value
 
 
 def _relative(item: DatasetItem, folder: Path) -> str:
