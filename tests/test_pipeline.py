@@ -103,6 +103,8 @@ def test_wrong_settings_and_bundles_are_named(tiny_bundle: Path, tmp_path: Path)
         mammoseg.load(tiny_bundle, ["detection.scale=[]"])
     with pytest.raises(ConfigError, match="multiples of 32"):
         mammoseg.load(tiny_bundle, ["detection.scales=[[100, 64]]"])
+    with pytest.raises(ConfigError, match="at most 4096 px"):
+        mammoseg.load(tiny_bundle, ["detection.scales=[[99999968, 32]]"])
     with pytest.raises(BundleError, match="no bundle at"):
         mammoseg.load(tmp_path / "nowhere")
     with pytest.raises(AttributeError, match="no attribute 'laod'"):

@@ -29,6 +29,9 @@ from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, S
 LANES = 2
 """Scales at a time: the largest of the paper's five is two fifths of all the work, so that more lanes would wait for it."""
 
+SIDE_MOST = 4096
+"""Of a scale, in px: about a mammogram's own; what is larger is a slip that would take all memory."""
+
 
 @dataclass(frozen=True)
 class DetectionConfig:
@@ -40,6 +43,8 @@ class DetectionConfig:
     def __post_init__(self) -> None:
         if any(side < 32 or side % 32 for size in self.scales for side in size):
             raise ValueError(f"scales: expected sides that are multiples of 32, got {self.scales}")
+        if any(side > SIDE_MOST for size in self.scales for side in size):
+            raise ValueError(f"scales: expected sides of at most {SIDE_MOST} px, got {self.scales}")
         if not 0.0 <= self.score_min <= 1.0:
             raise ValueError(f"score_min: expected a number from 0 to 1, got {self.score_min}")
 
