@@ -320,7 +320,9 @@ def test_everything_has_a_name_and_enough_contrast(server: Any, view_of: Callabl
     overflow = viewer.page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert overflow <= 0
 
-    right = "Math.max(...[...document.querySelectorAll('#tools button')].map(b => b.getBoundingClientRect().right))"
+    right = (
+        "Math.max(...[...document.querySelectorAll('#tools button, .downloads a')].map(b => b.getBoundingClientRect().right))"
+    )
     assert viewer.page.evaluate(right) <= 1280
 
 
