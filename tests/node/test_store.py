@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,29 @@ def test_the_same_again_is_no_change_and_another_content_is(store: Store) -> Non
     assert [f.read_bytes() for f in store.objects.iterdir()] == [b"two"]
 
 
+def test_two_contents_of_one_instance_sent_at_once_are_kept_one_after_the_other(store: Store) -> None:
+    """Each is acknowledged when it is whole on disk, and stays there until the other has taken its place."""
+    failed: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            for number in range(60):
+                key = str(number % 2) * 64
+                store.add(STUDY, IMAGE, key, [key.encode()])
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    ((_, kept),) = store.snapshot(STUDY).objects
+    assert kept.is_file(), "what is entered is there"
+    assert list(store.objects.iterdir()) == [kept]
+
+
 def test_a_study_that_changed_meanwhile_is_not_finished(store: Store) -> None:
     store.add(STUDY, IMAGE, "1" * 64, [b"one"])
     seen = store.snapshot(STUDY)
@@ -137,6 +161,23 @@ def test_each_destination_gets_each_result_once(store: Store) -> None:
         store.delivered(delivery)
     assert list(store.outbox.iterdir()) == []
     assert all(store.is_own(f"uid of {c.hex()}") for c in (b"seg", b"report 1", b"report 2"))
+
+
+def test_a_result_that_one_destination_got_is_there_for_a_new_one(store: Store) -> None:
+    """Delivered between being found in the outbox and being promised to another destination, it has to be put there again."""
+    store.add(STUDY, IMAGE, "1" * 64, [b"one"])
+    store.finish(store.snapshot(STUDY), results(store, b"seg"), ["pacs"])
+    store.add(STUDY, OTHER, "2" * 64, [b"two"])
+    seg = results(store, b"seg")
+    (first,) = store.waiting("pacs")
+    store.delivered(first)
+    assert list(store.outbox.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        store.finish(store.snapshot(STUDY), seg, ["pacs", "web"])
+    assert (store.unfinished(), store.waiting("web")) == ([STUDY], [])
+    assert store.finish(store.snapshot(STUDY), results(store, b"seg"), ["pacs", "web"]) == 2
+    assert [d.file.read_bytes() for d in store.waiting("web")] == [b"seg"]
+    assert store.waiting("pacs") == []
 
 
 def test_a_finished_study_is_forgotten_in_time_and_an_unfinished_one_never(store: Store) -> None:

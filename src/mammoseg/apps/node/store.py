@@ -13,6 +13,7 @@ moment leaves whole files, and at worst some that nobody knows of, which `recove
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -80,6 +81,7 @@ class Store:
         for folder in (self.incoming, self.objects, self.results, self.outbox):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.RLock()
+        self._doors = tuple(threading.Lock() for _ in range(64))
         self._db = sqlite3.connect(spool / DATABASE, check_same_thread=False, isolation_level=None)
         self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
         _sync_folder(spool)
@@ -119,6 +121,11 @@ class Store:
         study, instance: hashes of UIDs. content_key: hash of the content. parts: the file's bytes.
         """
         name = f"{instance}-{content_key[:16]}.dcm"
+        with self._doors[hash(instance) % len(self._doors)]:
+            return self._add(study, instance, name, parts)
+
+    def _add(self, study: str, instance: str, name: str, parts: Iterable[bytes | memoryview]) -> bool:
+        """Of one instance one at a time: what replaces another content removes the file which that was in."""
         with self._lock:
             row = self._db.execute("SELECT file FROM objects WHERE object = ?", (instance,)).fetchone()
             if row is not None and row[0] == name:
@@ -169,7 +176,8 @@ class Store:
         """Notes that a study was analysed and what is to be delivered; returns the version, or None where it changed since.
 
         results: file in the outbox to the hash of its SOP Instance UID, in the order of delivery. What a destination got
-        before, to the byte, it does not get again.
+        before, to the byte, it does not get again. Raises FileNotFoundError, and notes nothing, where a file that is to be
+        delivered went from the outbox meanwhile (another destination got it): it has to be put there again.
         """
         with self._transaction() as db:
             change, version = db.execute("SELECT change, version FROM studies WHERE study = ?", (seen.study,)).fetchone()
@@ -181,6 +189,10 @@ class Store:
                 "INSERT OR IGNORE INTO deliveries (destination, file, study, version, made) VALUES (?, ?, ?, ?, ?)",
                 [(d, file, seen.study, version + 1, time.time()) for d in destinations for file in results],
             )
+            due = db.execute("SELECT file FROM deliveries WHERE study = ? AND delivered IS NULL", (seen.study,))
+            for (file,) in due:
+                if file in results and not (self.outbox / file).exists():
+                    raise FileNotFoundError(errno.ENOENT, "a result went from the outbox")
         for file in results:
             self._drop_delivered(file)
         return int(version) + 1
