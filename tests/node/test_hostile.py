@@ -136,7 +136,7 @@ def echo_soon(port: int, tools: Any) -> None:
 
 def campaign(node: Any, tools: Any, count: int, seed: int) -> None:
     rng = random.Random(seed)
-    here = node(quiet_s=1.0, limits="object_mib = 4\nidle_s = 2.0\nassociations = 64")
+    here = node(quiet_s=1.0, limits="object_mib = 4\nidle_s = 5.0\nassociations = 64")
     echo_soon(here.port, tools)
     pdus = recorded(here.port, tools)
     images = [(syntax, ds, tools.encoded(ds)) for syntax, ds in objects(tools)]
@@ -161,7 +161,7 @@ def campaign(node: Any, tools: Any, count: int, seed: int) -> None:
                 answers.update(got)
         echo_soon(here.port, tools)
         highest = max(highest, here.memory_mib())
-    time.sleep(6)
+    time.sleep(12)  # twice as long as what was left open may be silent
     echo_soon(here.port, tools)
     after = (here.memory_mib(), threads(here), descriptors(here))
     print(f"statuses {dict(statuses)}, answers {dict(answers)}, memory {before[0]:.0f} to {highest:.0f} MiB")
