@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
 from mammoseg import __version__
 from mammoseg.apps.console import OneLineGroup
-from mammoseg.apps.data_commands import datasets, phantom
-from mammoseg.apps.demo import demo
-from mammoseg.apps.evaluate import evaluate
-from mammoseg.apps.exporting import check, export
-from mammoseg.apps.fold import fold
-from mammoseg.apps.info import info
-from mammoseg.apps.node.command import node
-from mammoseg.apps.reproduce import reproduce
-from mammoseg.apps.segment import segment
-from mammoseg.apps.server.command import serve
-from mammoseg.apps.train import bundle, train
+
+COMMANDS = {
+    "segment": "segment:segment",
+    "serve": "server.command:serve",
+    "demo": "demo:demo",
+    "phantom": "data_commands:phantom",
+    "evaluate": "evaluate:evaluate",
+    "train": "train:train",
+    "bundle": "train:bundle",
+    "export": "exporting:export",
+    "datasets": "data_commands:datasets",
+    "reproduce": "reproduce:reproduce",
+    "info": "info:info",
+    "node": "node.command:node",
+}
+"""Commands by where they are: each is imported when it is called, so that none waits for what the others need."""
+SUBCOMMANDS = {"bundle": ("exporting:check",), "datasets": ("fold:fold",)}
+"""Of groups that are not in the group's own module."""
 
 
-@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(OneLineGroup):
+    """`COMMANDS`, each from its module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in alphabetical order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; None where there is none of this name."""
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            command = _imported(COMMANDS[cmd_name])
+            if isinstance(command, click.Group):
+                for place in SUBCOMMANDS.get(cmd_name, ()):
+                    command.add_command(_imported(place))
+            self.add_command(command, cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+
+def _imported(place: str) -> click.Command:
+    module, _, name = place.partition(":")
+    command: click.Command = getattr(importlib.import_module(f"mammoseg.apps.{module}"), name)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mammoseg")
 def cli() -> None:
     """From a full X-ray mammogram to the contour of every mass in it.
@@ -28,12 +61,6 @@ def cli() -> None:
 
     Research software, not for clinical use.
     """
-
-
-for _command in (segment, serve, demo, phantom, evaluate, train, bundle, export, datasets, reproduce, info, node):
-    cli.add_command(_command)
-datasets.add_command(fold)
-bundle.add_command(check)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mammoseg.apps.cli import cli
+from mammoseg.apps.cli import COMMANDS, cli
 
 _HEAD = """\
 # Command line reference
@@ -33,8 +33,11 @@ def reference() -> str:
 def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
     yield path, command
     if isinstance(command, click.Group):
-        for name in command.commands:
-            yield from _commands(command.commands[name], f"{path} {name}")
+        context = click.Context(command)
+        for name in COMMANDS if command is cli else command.commands:
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _commands(found, f"{path} {name}")
 
 
 @click.command()

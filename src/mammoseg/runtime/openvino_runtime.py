@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from mammoseg.errors import BundleError
 from mammoseg.runtime import RuntimeConfig, check_input
 from mammoseg.runtime.compiled_cache import cache_folder, cache_key, read_cached, write_cached
-from mammoseg.runtime.graph import load_filled
 from mammoseg.runtime.processor import describe_processor
 
 
@@ -130,6 +129,8 @@ def _compiled(directory: Path, name: str, device: str, options: dict[str, Any]) 
                 # Damaged where the sum cannot tell, or made by a build of OpenVINO with the same version: made again below.
                 with contextlib.suppress(RuntimeError):
                     return core.import_model(io.BytesIO(kept), device, options)
+    from mammoseg.runtime.graph import load_filled  # brings onnx, which a network from the cache can do without
+
     compiled = core.compile_model(core.read_model(load_filled(directory, name)), device, options)
     if key is not None:
         exported = compiled.export_model()
