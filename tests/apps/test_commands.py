@@ -68,7 +68,7 @@ def test_phantom_datasets_and_evaluate_go_together(tiny_bundle: Path, tmp_path: 
     assert run("phantom", "--out", tmp_path / "exams").exit_code == 2
     checked = run("datasets", "check", f"phantom:{tmp_path / 'exams'}")
     assert checked.exit_code == 0, checked.output
-    assert "4 images of 1 patients" in checked.stdout
+    assert "4 images of 1 patient" in checked.stdout
     assert "LCC 1, LMLO 1, RCC 1, RMLO 1" in checked.stdout
     assert checked.stdout.endswith("nothing odd\n")
     arguments = ["--out", tmp_path / "out", "--weights", tiny_bundle, "--workers", "0", "--formats", "json,mask"]
@@ -76,7 +76,7 @@ def test_phantom_datasets_and_evaluate_go_together(tiny_bundle: Path, tmp_path: 
     truth = f"phantom:{tmp_path / 'exams'}"
     result = run("evaluate", tmp_path / "out", "--truth", truth, "--resamples", "20", "--out", tmp_path / "report")
     assert result.exit_code == 0, result.output
-    assert "4 images of 1 patients (4 processed" in result.stdout
+    assert "4 images of 1 patient (4 processed" in result.stdout
     assert (tmp_path / "report/evaluation.html").is_file()
     printed = run("evaluate", tmp_path / "out", "--truth", truth, "--resamples", "0", "--json")
     assert json.loads(printed.stdout)["counts"]["n_images"] == 4

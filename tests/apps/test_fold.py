@@ -63,7 +63,7 @@ def test_one_side_is_segmented_and_evaluated(tiny_bundle: Path, exams: Path, tmp
     assert (whole.exit_code, "8 of 12 images of the truth have no findings" in whole.stderr) == (1, True)
     shown = run("evaluate", out, "--truth", dataset, "--resamples", "0", *part, "--out", tmp_path / "report")
     assert shown.exit_code == 0, shown.output
-    assert "4 images of 1 patients (4 processed" in shown.stdout
+    assert "4 images of 1 patient (4 processed" in shown.stdout
     assert "on the test side of the fold holdout-0.5-seed-0" in shown.stdout
     saved = json.loads((tmp_path / "report/evaluation.json").read_text())
     assert saved["part"] == {
