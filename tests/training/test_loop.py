@@ -223,3 +223,19 @@ def test_the_picture_of_a_curve_shows_every_metric_and_is_the_same_for_the_same_
     assert (tmp_path / "again.svg").read_text() == drawn
     with pytest.raises(TrainingError, match="no rows"):
         plot_curve(tmp_path / "missing.csv", tmp_path / "none.svg")
+
+
+def test_a_run_ended_early_keeps_the_planned_rates_and_then_falls_linearly() -> None:
+    planned = LoopConfig(steps=100, warmup_steps=10, learning_rate=1.0, final_factor=0.01)
+    early = LoopConfig(steps=70, warmup_steps=10, learning_rate=1.0, final_factor=0.01, horizon=100, cooldown_steps=21)
+    assert [learning_rate(early, s) for s in range(49)] == [learning_rate(planned, s) for s in range(49)]
+    rates = np.array([learning_rate(early, s) for s in range(49, 70)])
+    assert rates[0] == learning_rate(planned, 49)
+    assert rates[-1] == pytest.approx(0.01 * rates[0])
+    np.testing.assert_allclose(np.diff(rates), np.diff(rates)[0])
+
+
+@pytest.mark.parametrize("wrong", [{"cooldown_steps": 11}, {"cooldown_steps": -1}, {"cooldown_steps": 2, "horizon": 7}])
+def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="cooldown_steps"):
+        LoopConfig(steps=10, **wrong)

@@ -35,7 +35,9 @@ class LoopConfig:
 
     steps: optimizer steps in all. warmup_steps: linear from 0. schedule: "cosine" falls to `final_factor` of the rate at the
     end, "step" multiplies by `factor` at each of `milestones`. gradient_clip: largest norm, 0 = off. ema_decay: 0 = off.
-    backbone_factor: rate of `backbone.*` relative to the rest.
+    backbone_factor: rate of `backbone.*` relative to the rest. horizon: for how many steps the schedule is drawn, 0 = `steps`;
+    cooldown_steps: at the end, from where the schedule is then, the rate falls linearly to `final_factor` of that. Together they
+    end a run early that was planned for longer.
     precision: "auto" takes bf16 where the device computes in it natively, else fp32. checkpoint_every, validate_every: in
     steps, 0 = only at the end. devices: how many processes train together, each on its share of the one batch of
     `batch_size` items. threads: of computation for each (CPU), 0 = as torch chooses. workers: threads that prepare batches
@@ -54,6 +56,8 @@ class LoopConfig:
     final_factor: float = 0.01
     milestones: tuple[int, ...] = ()
     factor: float = 0.1
+    horizon: int = 0
+    cooldown_steps: int = 0
     gradient_clip: float = 10.0
     ema_decay: float = 0.999
     precision: Literal["auto", "bf16-mixed", "16-mixed", "32-true"] = "auto"
@@ -70,6 +74,11 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.log_every < 1:
             raise ConfigError("training: expected steps, batch_size and log_every of at least 1")
+        if not 0 <= self.cooldown_steps <= self.steps or (self.horizon and self.horizon < self.steps - self.cooldown_steps):
+            raise ConfigError(
+                f"training: expected cooldown_steps ({self.cooldown_steps}) within steps ({self.steps}), and a horizon "
+                f"({self.horizon}) that reaches to where it begins"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"training: expected ema_decay in [0, 1), got {self.ema_decay}")
         if self.devices < 1 or self.batch_size % self.devices:
@@ -121,13 +130,22 @@ class FitResult:
 
 def learning_rate(config: LoopConfig, step: int) -> float:
     """The rate of step number `step` (the first is 0)."""
+    begins = config.steps - config.cooldown_steps
+    if config.cooldown_steps and step >= begins:
+        left = 1 - (step - begins) / max(1, config.cooldown_steps - 1)
+        return _scheduled(config, begins) * (config.final_factor + (1 - config.final_factor) * left)
+    return _scheduled(config, step)
+
+
+def _scheduled(config: LoopConfig, step: int) -> float:
+    steps = config.horizon or config.steps
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "constant":
         factor = 1.0
     elif config.schedule == "step":
         factor = config.factor ** sum(step >= m for m in config.milestones)
     else:
-        done = min(1.0, max(0.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)))
+        done = min(1.0, max(0.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps)))
         factor = config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * done))
     return config.learning_rate * warm * factor
 
