@@ -14,7 +14,18 @@ from benchmarks.machine import Watch, describe, processors
 
 ROOT = Path(__file__).resolve().parents[1] / "bench"
 WORSE = 1.15  # a ratio may be so much smaller than the recorded one, not more
-SECTIONS = ("decoding", "stages", "contest", "memory", "cold_start", "throughput", "ray_workers", "growth", "flat_memory")
+SECTIONS = (
+    "decoding",
+    "stages",
+    "contest",
+    "memory",
+    "cold_start",
+    "throughput",
+    "ray_workers",
+    "growth",
+    "flat_memory",
+    "training_input",
+)
 
 
 def measure(names: tuple[str, ...], folder: Path, repeats: int, images: int, bundle: Path | None = None) -> dict[str, Any]:
@@ -32,7 +43,7 @@ def measure(names: tuple[str, ...], folder: Path, repeats: int, images: int, bun
     out: dict[str, Any] = {"matmul_gflop_per_s": rates}
     per_bundle = {
         "stages": lambda name, path: sections.stages(path, threads, repeats, name != "shipped", rates),
-        "contest": lambda name, path: sections.contest(path, threads, max(3, repeats // 2), name != "shipped"),
+        "contest": lambda name, path: sections.contest(path, threads, max(2, repeats // 2), name != "shipped"),
     }
     single = {
         "decoding": lambda: sections.decoding(folder, repeats),
@@ -40,6 +51,7 @@ def measure(names: tuple[str, ...], folder: Path, repeats: int, images: int, bun
         "cold_start": lambda: sections.cold_start(folder, 3),
         "throughput": lambda: sections.throughput(folder, 12),
         "ray_workers": lambda: sections.ray_workers(folder, bundles["shipped"], 40),
+        "training_input": lambda: sections.training_input(bundles["shipped"], folder, threads, repeats),
         "growth": lambda: sections.growth(bundles["shipped"], threads, max(3, repeats // 2)),
         "flat_memory": lambda: sections.flat_memory(folder, tuple(n for n in (10, 100, 1000) if n <= images)),
     }

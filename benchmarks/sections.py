@@ -225,3 +225,45 @@ def small_files(folder: Path) -> list[Path]:
     if not (folder / "small" / "annotations.json").is_file():
         write_exams(folder / "small", 5, seed=2, format="png", config=PhantomConfig(size=(832, 640)))
     return sorted((folder / "small" / "images").iterdir())
+
+
+def training_input(bundle: Path, folder: Path, threads: int, repeats: int) -> dict[str, float]:
+    """Seconds to make a batch of 8 with augmentation from the cache of decoded images, and to compute its gradient."""
+    import torch
+
+    from mammoseg.bundle import open_bundle
+    from mammoseg.config import from_dict
+    from mammoseg.datasets import read_dataset
+    from mammoseg.detection.cache import cached_images
+    from mammoseg.detection.losses import LossConfig
+    from mammoseg.detection.predictor import DetectorSpec
+    from mammoseg.detection.training import DetectionTask, SamplingConfig
+    from mammoseg.preprocessing.augmentation import AugmentationConfig
+    from mammoseg.runtime.processor import has_bf16
+    from mammoseg.runtime.torch_runtime import build
+
+    torch.set_num_threads(threads)
+    small_files(folder)
+    network = open_bundle(bundle).config["networks"]["detector"]
+    spec = from_dict(DetectorSpec, network["spec"])
+    images = cached_images(read_dataset(f"phantom:{folder / 'small'}"), folder / "cache", spec.frame)
+    module = build("detector", network["config"]).train()
+    task = DetectionTask(
+        module, images, (), spec, LossConfig(), SamplingConfig(spec.scales, 8, resize_every=1), AugmentationConfig()
+    )
+    step = 0
+
+    def batch() -> Any:
+        nonlocal step
+        step += 1
+        return task.batch(step, range(8), 0)
+
+    one = batch()
+
+    def gradient() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
+            loss = task.loss(module, one)["loss"]
+        loss.backward()
+
+    found = medians({"batch": batch, "gradient": gradient}, repeats)
+    return {**found, "batch_to_gradient": found["batch"] / found["gradient"]}

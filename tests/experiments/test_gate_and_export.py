@@ -145,3 +145,14 @@ def test_a_result_that_says_nothing_or_condemns_is_not_stored(tiny_bundle: Path,
     assert opened.config["pipeline"]["runtime"]["f32_networks"] == ["detector"]
     assert opened.metrics["gate"]["on"] == "phantoms"
     assert json.loads((folder / "config.json").read_text())["networks"] == b.open_bundle(tiny_bundle).config["networks"]
+
+
+def test_the_shipped_bundle_runs_as_its_gate_allows() -> None:
+    opened = b.open_bundle()
+    runtime = settings_of(opened).runtime
+    if runtime.precision == "f32":
+        return
+    assert runtime.precision == "auto"
+    way = opened.metrics["gate"]["ways"][gate._name(runtime.f32_networks)]
+    assert gate.falls_short(way) == way["falls_short"] == []
+    assert way["lesions"] >= gate.MASSES_LEAST
