@@ -123,7 +123,9 @@ class Detector:
             return [self.detect_at(mammogram.pixels, measured, size, score_min, nms_iou) for size in sizes]
         with ThreadPoolExecutor(self.lanes) as lanes:
             largest_first = sorted(sizes, key=lambda size: -size[0] * size[1])
-            running = {s: lanes.submit(self.detect_at, mammogram.pixels, measured, s, score_min, nms_iou) for s in largest_first}
+            running = {
+                s: lanes.submit(self.detect_at, mammogram.pixels, measured, s, score_min, nms_iou) for s in largest_first
+            }
             return [running[size].result() for size in sizes]
 
     def detect_at(
