@@ -64,10 +64,10 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seed in (("films", 3), ("digital", 4)):
-        write_exams(tmp_path / name, 4, seed=seed, format="png", config=PhantomConfig(size=(208, 160), normal_fraction=0.0))
+        write_exams(tmp_path / name, 10, seed=seed, format="png", config=PhantomConfig(size=(208, 160), normal_fraction=0.0))
     stopped = _build(tmp_path)  # networks this small find next to nothing: too little to fit scores to
     assert stopped.exit_code == 1
-    assert "calibration: expected 20 candidates or more" in stopped.output
+    assert "calibration: expected 20 candidates or more" in stopped.output, stopped.output
     assert not (tmp_path / "out/small").exists()
     trained = (tmp_path / "out/detector/model/model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(calibration, "_FEW", 0)

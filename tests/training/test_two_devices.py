@@ -32,7 +32,7 @@ from mammoseg.training.loop import LoopConfig, fit
 SIZES = ((96, 64), (128, 64), (128, 96), (64, 64))
 LOOP = LoopConfig(
     steps=10, batch_size=4, optimizer="sgd", learning_rate=2e-2, warmup_steps=0, schedule="constant", log_every=1, threads=1,
-    ema_decay=0.0, accelerator="cpu", checkpoint_every=0,
+    ema_decay=0.0, accelerator="cpu", checkpoint_every=0, precision="32-true",
 )  # fmt: skip
 KINDS = ("dense", "published", "segmenter")
 
