@@ -15,8 +15,8 @@ def describe_run(bundle: Bundle, given: Mapping[str, Any], settings: Mapping[str
     """The provenance of findings, JSON-able.
 
     given: the settings the bundle comes with; settings: those used; what differs is listed under `overrides`. The number
-    of threads is left out: it changes boxes by less than 0.05 px and scores by less than 1e-3. The precision is the one computed
-    in, whether it was asked for or chosen for the processor.
+    of threads is left out: it changes boxes by less than 0.05 px and scores by less than 1e-3. The precision is the one
+    computed in, whether it was asked for or chosen for the processor.
     """
     runtime = dict(settings["runtime"])
     chosen = from_dict(RuntimeConfig, runtime)

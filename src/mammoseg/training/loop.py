@@ -36,8 +36,8 @@ class LoopConfig:
     steps: optimizer steps in all. warmup_steps: linear from 0. schedule: "cosine" falls to `final_factor` of the rate at the
     end, "step" multiplies by `factor` at each of `milestones`. gradient_clip: largest norm, 0 = off. ema_decay: 0 = off.
     backbone_factor: rate of `backbone.*` relative to the rest. horizon: for how many steps the schedule is drawn, 0 = `steps`;
-    cooldown_steps: at the end, from where the schedule is then, the rate falls linearly to `final_factor` of that. Together they
-    end a run early that was planned for longer.
+    cooldown_steps: at the end, from where the schedule is then, the rate falls linearly to `final_factor` of that. Together
+    they end a run early that was planned for longer.
     precision: "auto" takes bf16 where the device computes in it natively, else fp32. checkpoint_every, validate_every: in
     steps, 0 = only at the end. devices: how many processes train together, each on its share of the one batch of
     `batch_size` items. threads: of computation for each (CPU), 0 = as torch chooses. workers: threads that prepare batches
