@@ -37,7 +37,7 @@ class RecipeConfig:
     """
 
     name: str = "mammoseg"
-    detector: str = "detector_main.toml"
+    detector: str = "detector_lite2.toml"
     segmenter: str = "segmenter_shipped.toml"
     holdout: float = 0.2
     fold_seed: int = 0
@@ -112,7 +112,8 @@ def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, who
     settings = read_settings(path, ())
     if sources.detector_start is not None:
         settings = replace(settings, weights=str(sources.detector_start))
-    settings = replace(settings, cache=str(out / "cache"), keep_out=config.keep_out)
+    one = replace(settings.training, devices=1, threads=0)  # several devices would run the whole build several times
+    settings = replace(settings, training=one, cache=str(out / "cache"), keep_out=config.keep_out)
     fold: Path | None = out / "films.json"
     further: Path | None = out / "digital.json"
     if whole:
