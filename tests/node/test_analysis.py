@@ -48,7 +48,7 @@ def test_a_hanging_image_is_marked_failed_and_the_others_go_on(tools: Any, tmp_p
     frozen: list[int] = []
 
     def freeze() -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while time.monotonic() < end and not list(out.glob("*/findings.json")):
             time.sleep(0.001)
         process = analyst._process

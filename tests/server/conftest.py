@@ -77,7 +77,7 @@ def launch(tmp: Path, *args: str | Path, token: str | None = None, env: dict[str
         begun = log.stat().st_size
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while time.monotonic() < until:
         said = log.read_bytes()[begun:].decode()
         found = re.search(r"mammoseg is at (https?://[^/\s]+)/", said)

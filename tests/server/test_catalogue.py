@@ -247,7 +247,7 @@ def test_segment_view_shows_the_run(exam: Path, tiny_bundle: Path, tmp_path: Pat
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "home")} | {"DISPLAY": ""}
     process = subprocess.Popen([*command, "--weights", str(tiny_bundle), "--view"], stdout=log, stderr=log, env=environment)
     try:
-        until, found = time.monotonic() + 120, None
+        until, found = time.monotonic() + 300, None
         while found is None and time.monotonic() < until and process.poll() is None:
             time.sleep(0.2)
             found = re.search(r"mammoseg is at (\S+)/ ", (tmp_path / "log").read_text())

@@ -179,7 +179,7 @@ def test_a_server_that_is_not_there(uploads: Uploads) -> None:
 
 def wait(running: Running, job_id: str) -> dict[str, Any]:
     """The job when it is over."""
-    client, end = running.client(), time.monotonic() + 120
+    client, end = running.client(), time.monotonic() + 300
     while time.monotonic() < end:
         job: dict[str, Any] = client.get(f"/jobs/{job_id}").json()
         if job["state"] not in ("queued", "running"):

@@ -56,7 +56,7 @@ def server(images: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def wait(
-    client: httpx.Client, job_id: str, until: Callable[[dict[str, Any]], bool], seconds: float = 120
+    client: httpx.Client, job_id: str, until: Callable[[dict[str, Any]], bool], seconds: float = 300
 ) -> list[dict[str, Any]]:
     """All that was said of a job until it is so."""
     seen: list[dict[str, Any]] = []

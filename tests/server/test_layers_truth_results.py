@@ -49,7 +49,7 @@ def server(exam: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFacto
     running = launch(tmp_path_factory.mktemp("server"), exam, "--weights", tiny_bundle, "--truth", exam)
     client = running.client()
     job = client.post("/jobs", json={"images": "all"}).json()["job_id"]
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while client.get(f"/jobs/{job}").json()["state"] != "done":
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -110,7 +110,7 @@ def test_layers_are_what_the_lesions_come_from(
 def test_layers_follow_the_settings_of_the_findings(server: Running, images: list[dict[str, Any]]) -> None:
     client, image_id = server.client(), images[0]["image_id"]
     job = client.post("/jobs", json={"images": [image_id], "settings": {"lambda": 0.25, "fusion": "nms"}}).json()["job_id"]
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while client.get(f"/jobs/{job}").json()["state"] != "done":
         assert time.monotonic() < end
         time.sleep(0.1)
