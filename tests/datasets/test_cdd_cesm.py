@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mammoseg.datasets import read_dataset
+from mammoseg.datasets import parse_spec, read_dataset
 from mammoseg.datasets.cdd_cesm import content_box, describe, read
 from mammoseg.errors import DatasetError
 
@@ -60,6 +60,12 @@ def folder(tmp_path: Path) -> Path:
         rows.append(f"{name},{name[:2]},{name[3]},CC,{words},,2")
     (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
+
+
+def test_the_folder_is_known_by_its_table(folder: Path) -> None:
+    assert parse_spec(folder) == ("cdd_cesm", folder, {})
+    (folder / "index.csv").write_text("file,patient_id\nP1_L.jpg,P1\n")
+    assert parse_spec(folder)[0] == "image_mask"
 
 
 def test_reading_a_folder(folder: Path) -> None:

@@ -159,8 +159,34 @@ def _entity_bomb() -> bytes:
 <plist version="1.0"><dict><key>Images</key><string>&b;</string></dict></plist>"""
 
 
-def test_a_whole_release_is_recognised():
-    assert inbreast.RELEASED == {"images": 410, "images with a mass": 107, "masses": 116}
+def test_a_whole_release_has_107_images_with_116_masses(inbreast_release, tmp_path):
+    """As many files as the release has, masses among findings of every other name: two images with three, five with two."""
+    root = tmp_path / "INbreast Release 1.0"
+    for folder in ("AllDICOMs", "AllXML"):
+        (root / folder).mkdir(parents=True)
+    picture = next((inbreast_release / "AllDICOMs").iterdir())
+    others = ("Calcification", "Cluster", "Spiculated Region", "Espiculated Region", "Spiculated region", "Asymmetry",
+              "Assymetry", "Distortion", "Unnamed", "Point 1", "Point 3", "Calcifications", None)  # fmt: skip
+    square = np.array([[10.0, 20], [30, 20], [30, 50], [10, 50]])
+    rows = ["Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;Bi-Rads"]
+    for k in range(410):
+        side, view, number = "RL"[k % 2], ("CC", "ML")[k // 2 % 2], 20_586_908 + 26 * k
+        name = f"{number}_{k // 4:016x}_MG_{side}_{view}_ANON.dcm"
+        (root / "AllDICOMs" / name).hardlink_to(picture)
+        rows.append(f"removed;removed;{side};{view.replace('ML', 'MLO')};201001;{number};2;1")
+        masses = 0 if k % 3 or k // 3 >= 107 else 3 if k // 3 < 2 else 2 if k // 3 < 7 else 1
+        if k < 343:
+            names = ["Mass"] * masses + [others[k % len(others)]]
+            (root / "AllXML" / f"{number}.xml").write_bytes(
+                osirix_file([osirix_roi(n, square + j, j) for j, n in enumerate(names)])
+            )
+    (root / "INbreast.csv").write_text("\n".join(rows) + "\n")
+    items, notes = inbreast.survey(root)
+    assert notes == []
+    assert (len(items), sum(len(i.annotation.masses) for i in items)) == (107, 116)
+    assert len(inbreast.read(root, images="all")) == 410
+    (root / "AllXML" / "20586908.xml").unlink()
+    assert any("106 images with a mass (the release: 107), 113 masses" in line for line in inbreast.survey(root)[1])
 
 
 def test_from_the_raw_folder_to_the_first_batches(inbreast_release, tmp_path):

@@ -10,6 +10,7 @@ from scipy import stats
 
 from mammoseg.evaluation.bootstrap import resamples
 from mammoseg.evaluation.compare import compare, sign_flip_p
+from mammoseg.evaluation.inputs import Pair
 from mammoseg.evaluation.matching import Criterion
 from mammoseg.evaluation.measures import outcome
 from mammoseg.evaluation.overlap import surface_distances
@@ -69,8 +70,6 @@ def random_outcomes(rng, count=30, quality=1.0):
                            str(rng.choice(["CC", "MLO"])), (0.5, 0.5), attributes)  # fmt: skip
         boxes = Detections(np.array([x.box for x in lesions]).reshape(-1, 4), np.array([x.score for x in lesions]), (200, 200))
         found = Findings(ImageInfo(str(k), 200, 200, (0.5, 0.5)), "processed", None, tuple(lesions), boxes)
-        from mammoseg.evaluation.inputs import Pair
-
         out.append(outcome(Pair(item, found), Criterion()))
     return out
 
@@ -106,6 +105,26 @@ def test_strata_equal_plain_loops():
             assert (s.n_masses, s.n_images) == (len(hits), len(images))
             assert s.tpr.value == pytest.approx(np.mean(hits))
             assert s.dice.value == pytest.approx(np.mean(dices))
+
+
+@pytest.mark.parametrize(
+    ("of_image", "of_mass", "group"),
+    [
+        (["MALIGNANT"], None, "MALIGNANT"),  # as COCO files give it: a list for the image
+        (["BENIGN", "BENIGN"], None, "BENIGN"),
+        (["MALIGNANT", "BENIGN"], None, "BENIGN or MALIGNANT"),
+        ("Malignant", None, "Malignant"),
+        (["BENIGN"], "MALIGNANT", "MALIGNANT"),  # what is said of the mass itself counts
+        ([], None, "unknown"),
+        (None, None, "unknown"),
+    ],
+)
+def test_pathology_of_the_mass_or_else_of_the_image(of_image, of_mass, group):
+    mass = TrueMass((10.0, 10, 30, 30), attributes={} if of_mass is None else {"pathology": of_mass})
+    item = DatasetItem("a", "/a", "p", Annotation("a", (50, 50), (mass,)), attributes={"pathology": of_image})
+    found = Findings(ImageInfo("a", 50, 50), "processed", None, (), Detections.empty((50, 50)))
+    strata = stratify([outcome(Pair(item, found), Criterion())], np.ones((2, 1)))
+    assert [s.group for s in strata if s.by == "pathology"] == [group]
 
 
 def test_compare_tells_the_better_one():

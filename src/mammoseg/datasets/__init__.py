@@ -1,8 +1,8 @@
 """Datasets: one reader a file, one registry, every reader giving `list[DatasetItem]`.
 
 A dataset is named by a *spec*, `KIND:PATH` or `KIND:PATH?option=value&option=value`, or by a bare path whose kind is
-recognised: a `.json` file or a folder with `annotations.json` is COCO, a folder with `images/` and `masks/` is image_mask,
-one with `AllDICOMs/` is inbreast, one with CBIS-DDSM's CSVs is cbis_ddsm.
+recognised: a `.json` file or a folder with `annotations.json` is COCO, a folder with `images/` and `masks/` is image_mask (or
+cdd_cesm, by the columns of its index.csv), one with `AllDICOMs/` is inbreast, one with CBIS-DDSM's CSVs is cbis_ddsm.
 
 To add a reader: write `datasets/<kind>.py` with `read(path: Path, **options: str) -> list[DatasetItem]`, add one line to
 `READERS` and one to `DESCRIPTIONS`. A reader that sees more than its items tell may have `survey(path, **options)`, which gives
@@ -128,7 +128,7 @@ def _recognise(path: Path) -> str:
     if (path / "annotations.json").is_file():
         return "coco"
     if (path / "images").is_dir() and (path / "masks").is_dir():
-        return "image_mask"
+        return "cdd_cesm" if _is_cdd_cesm(path / "index.csv") else "image_mask"
     if any((folder / "AllDICOMs").is_dir() for folder in (path, *path.glob("*"))):
         return "inbreast"
     if any(next(path.glob(f"{deep}*_case_description_*_set.csv"), None) for deep in ("", "*/", "*/*/")):
@@ -138,6 +138,16 @@ def _recognise(path: Path) -> str:
         "AllDICOMs/, no case_description CSVs); "
         f"write KIND:PATH with one of {', '.join(READERS)}"
     )
+
+
+def _is_cdd_cesm(index: Path) -> bool:
+    """Whether the columns are CDD-CESM's, whose masks show other findings too and must not all be taken for masses."""
+    try:
+        with index.open(encoding="utf-8-sig", errors="replace") as stream:
+            head = stream.readline(4096).strip().split(",")
+    except OSError:
+        return False
+    return {"file", "patient_id", "findings", "tags", "n_regions"} <= set(head)
 
 
 def check(dataset: str | Path | list[DatasetItem]) -> list[str]:

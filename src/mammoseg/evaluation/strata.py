@@ -93,7 +93,7 @@ def _groupings(outcomes: Sequence[Outcome]) -> dict[str, Callable[[DatasetItem, 
         "size": size,
         "breast density": lambda item, mass: _word(item.attributes.get("breast_density")),
         "view": lambda item, mass: _word(item.view_position),
-        "pathology": lambda item, mass: _word(mass.attributes.get("pathology")),
+        "pathology": lambda item, mass: _word(mass.attributes.get("pathology", item.attributes.get("pathology"))),
     }
 
 
@@ -114,7 +114,10 @@ def _share(item: DatasetItem, mass: TrueMass) -> float:
 
 
 def _word(value: Any) -> str:
-    return "unknown" if value in (None, "") else str(value)
+    """A group's name; "BENIGN or MALIGNANT" where a list, as of an image's masses, leaves open which one it is."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    known = sorted({str(v) for v in values if v not in (None, "")})
+    return " or ".join(known) or "unknown"
 
 
 def _order(group: str) -> tuple[bool, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -241,6 +242,14 @@ def test_the_published_configuration():
     assert {k for k, _, _ in departures(preset("smoke"))} > {"data.size", "splits.count"} - {"splits.count"}
     with pytest.raises(ConfigError, match="mended"):
         from_dict(StudyConfig, {"mended": {"networks": ["vnet"]}})
+
+
+def test_the_published_values_in_one_readable_file_are_the_defaults():
+    file = DOCS.parent / "configs/study_paper.toml"
+    assert load_toml(StudyConfig, file, under=to_dict(StudyConfig())) == StudyConfig()
+    said = tomllib.loads(file.read_text(encoding="utf-8"))
+    assert list(said["networks"]) == list(StudyConfig().networks)
+    assert said["finetune"]["training"]["milestones"] == [10000, 20000]
 
 
 def test_the_shipped_study_for_two_cores_is_read():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def figure5(study: Study) -> Figure:
             reach = max(reach, float(curve.fpi[-1]))
             axis.step(np.append(0, curve.fpi), np.append(0, curve.tpr), where="post", color=colour, linewidth=1.2,
                       label=f"scale {name.replace('x', ' × ')}")  # fmt: skip
-    for lam, marker in zip(study.config.lambdas, "*PXD", strict=False):
+    for lam, marker in zip(study.config.lambdas, cycle("*PXDsvo"), strict=False):
         tpr, fpi = tpr_and_fpi(study.pairs(split, f"msf-{lam:g}"), iou)
         reach = max(reach, fpi)
         axis.plot([fpi], [tpr or 0.0], marker, markersize=9 if marker == "*" else 6, color="black", markerfacecolor=YELLOW,

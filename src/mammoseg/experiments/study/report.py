@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mammoseg import __version__
 from mammoseg.config import to_dict
-from mammoseg.datasets import dataset_name
+from mammoseg.datasets import dataset_name, parse_spec
 from mammoseg.datasets.splits import load_fold
 from mammoseg.experiments.study import mended, paper
 from mammoseg.experiments.study.assumptions import INHERENT, assumed, departures
@@ -77,6 +77,11 @@ def _header(study: Study) -> str:
         if phantoms
         else ""
     )
+    if not phantoms and parse_spec(study.inbreast)[0] != "inbreast":
+        warning = (
+            '<p class="note">The target data are not INbreast. The paper’s figures are of INbreast: they stand beside ours '
+            "for orientation, and no difference between the two says which method is better.</p>"
+        )
     return (
         "<header><h1>Two-stage multi-scale breast mass segmentation: the published study, run again</h1>"
         "<p class=sub>Yan, Conze, Quellec, Lamard, Cochener, Coatrieux 2020, Sect. 4 · "
@@ -107,7 +112,8 @@ def _table(study: Study, number: int) -> str:
         spread = "".join(f"<td class=num>{_number(row[k], digits)}</td>" for k in ("mean", "sd", "se"))
         body += f"<tr><td>{escape(method)}</td><td>{escape(row['setup'])}</td>{cells}{spread}"
         body += f"<td class='num paper'>{escape(row['paper'])}</td></tr>"
-    note = "Below each of our values the paper's, where it gives one." if splits else ""
+    theirs = any(row.get(f"paper {s}") for row in rows for s in splits)
+    note = "Below each of our values the paper's of the same number; its splits were other ones." if theirs else ""
     return f"<section class=card><h3>{title} <small>{note}</small></h3><table>{head}{body}</table></section>"
 
 
