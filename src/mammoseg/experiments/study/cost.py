@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -120,14 +120,6 @@ def words(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}" if seconds / size >= 10 or size == 1 else f"{seconds / size:.1f} {unit}"
     return f"{seconds / 86400:.1f} days"
-
-
-def table(costs: Sequence[tuple[str, float]], flops_a_second: float) -> list[tuple[str, str, str]]:
-    """(step, operations, time) for people."""
-    return [
-        (name, f"{cost / 1e12:,.2f} TFLOP" if cost else "", words(cost / flops_a_second) if cost else "")
-        for name, cost in costs
-    ]
 
 
 def settings_of(config: Any) -> dict[str, Any]:

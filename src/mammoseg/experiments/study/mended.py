@@ -145,7 +145,7 @@ def _crop_values(pair: Pair) -> Iterator[tuple[float, float]]:
 
 
 def froc_figure(study: Study) -> Figure:
-    """FROC over all test images of the patient-wise splits, those without a mass too, by four hit criteria."""
+    """FROC over all test images of the patient-wise splits, with a mass and without, by four hit criteria."""
     pairs = _pool(study, f"two-stage-tuned/{study.config.mended.networks[0]}")
     canvas = Figure(figsize=(4.4, 3.4), layout="constrained")
     axis = plain_axes(canvas.subplots(), "Average false positives per image", "True positive rate")

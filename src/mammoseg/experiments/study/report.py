@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from mammoseg import __version__
-from mammoseg.config import to_dict
 from mammoseg.datasets import dataset_name, parse_spec
 from mammoseg.datasets.splits import load_fold
 from mammoseg.experiments.study import mended, paper
@@ -164,6 +163,7 @@ def _mended(study: Study) -> str:
         f"<p>{len(study.by_patient)} splits by patient: about {m.train:.0%} of the patients to train on, {m.validation:.0%} to "
         "choose λ and the score threshold on, the rest to test on, with their images without a mass. Intervals: 95%, "
         "bootstrap over patients, pooled over the splits.</p>",
+        _lacking(study, found),
         _points(found),
         _gap(study),
         _criteria(found),
@@ -174,6 +174,20 @@ def _mended(study: Study) -> str:
         "</div>",
     ]
     return "\n".join(parts)
+
+
+def _lacking(study: Study, found: Mapping[str, Any]) -> str:
+    """What the data do not hold, and which of the questions that leaves open; "" where they hold all."""
+    counts = next(iter(found["networks"].values()))["counts"]
+    lines = []
+    if counts["n_images"] == counts["n_images_with_mass"]:
+        lines.append("No test image is without a mass: false positives are counted on images with one alone.")
+    if any(i.spacing_mm is None for i in study.items() if i.annotation.masses):
+        lines.append(
+            "The size of a pixel is not known for every image: distances in mm are given where it is, and masses are grouped "
+            "by thirds of their sizes."
+        )
+    return f'<p class="note">{" ".join(lines)}</p>' if lines else ""
 
 
 def _points(found: Mapping[str, Any]) -> str:
@@ -235,7 +249,7 @@ def _criteria(found: Mapping[str, Any]) -> str:
     at = [k.split("_at_")[1].split("_")[0] for k in figures if k.startswith("tpr_centre_at")]
     head = "".join(f"<th class=num>TPR at {f} FP/image</th>" for f in at)
     return (
-        "<section class=card><h3>Detection over all test images, by hit criterion <small>those without a mass too</small></h3>"
+        "<section class=card><h3>Detection over all test images, by hit criterion</h3>"
         f"<table><tr><th>a mass is found by</th><th class=num>AP</th>{head}</tr>{rows}</table></section>"
     )
 
@@ -324,16 +338,6 @@ def _interval(figure: Mapping[str, Any], signed: bool = False) -> str:
 
 def _number(text: str, digits: int) -> str:
     return f"{float(text):.{digits}f}" if text else "–"
-
-
-def splits_of(study: Study) -> Sequence[str]:
-    """All splits that have findings: T1 … and M1 …."""
-    return [*study.published, *study.by_patient]
-
-
-def settings(study: Study) -> dict[str, Any]:
-    """The whole configuration, for `OUT/config.json`."""
-    return to_dict(study.config)
 
 
 _STYLE = """
