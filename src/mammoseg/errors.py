@@ -1,5 +1,8 @@
 """The exceptions mammoseg raises. Each message says what was expected, what was got, where, and what to do."""
 
+DEBUG_VARIABLE = "MAMMOSEG_DEBUG"
+"""Environment variable: where it is set, unexpected errors show where they came from."""
+
 
 class MammosegError(Exception):
     """Base of every error that a user or caller can act on; the command line prints it as one line."""
@@ -44,6 +47,10 @@ class BundleError(MammosegError):
 
 class TrainingError(MammosegError):
     """Training cannot start or go on (for example a loss that is not finite)."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM: everything ends as with Ctrl-C, and only what is said differs."""
 
 
 class EvaluationError(MammosegError):

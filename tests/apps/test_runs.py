@@ -249,9 +249,17 @@ def test_processors_are_shared_by_the_workers_there_are(
     assert shares == [1]
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 0.5])
-def test_ctrl_c_while_workers_start_leaves_no_traceback(
-    tiny_bundle: Path, images: list[Path], tmp_path: Path, wait_s: float
+@pytest.mark.parametrize(
+    ("how", "wait_s", "code", "said"),
+    [
+        (signal.SIGINT, 0.0, 130, "interrupted, 0 of 3"),
+        (signal.SIGINT, 0.5, 130, "interrupted, 0 of 3"),
+        (signal.SIGTERM, 0.2, 143, "terminated, 0 of 3"),
+        (signal.SIGKILL, 0.2, -signal.SIGKILL, ""),
+    ],
+)
+def test_stopped_while_workers_start_it_says_so_in_one_line_and_leaves_no_worker(
+    tiny_bundle: Path, images: list[Path], tmp_path: Path, how: int, wait_s: float, code: int, said: str
 ) -> None:
     command = [sys.executable, "-m", "mammoseg.apps.cli", "segment", *map(str, images), "--weights", str(tiny_bundle)]
     process = subprocess.Popen(
@@ -272,11 +280,34 @@ def test_ctrl_c_while_workers_start_leaves_no_traceback(
         time.sleep(0.005)
     started = children.read_text().split()
     time.sleep(wait_s)
-    os.killpg(process.pid, signal.SIGINT)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert "--resume goes on" in errors
+    assert (said in errors, "--resume goes on" in errors, len(errors.splitlines())) == (True, bool(said), int(bool(said)))
+    assert (tmp_path / "out/.mammoseg.lock").exists() == (how == signal.SIGKILL)
     for child in started:
         with contextlib.suppress(FileNotFoundError):
             assert "mammoseg" not in Path(f"/proc/{child}/cmdline").read_text()
+
+
+def test_workers_end_when_their_parent_is_killed(tiny_bundle: Path, images: list[Path], tmp_path: Path) -> None:
+    """Without its lock they must write nothing more: another run may be at work in OUT."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import sys, time\n"
+        "from mammoseg.apps import cli, worker\n"
+        "def stuck(*_):\n    print('at work', file=sys.stderr, flush=True)\n    time.sleep(15)\n"
+        "    print('still there', file=sys.stderr, flush=True)\n"
+        "worker.process = stuck\n"
+        "if __name__ == '__main__':\n    cli.main()\n"
+    )
+    command = [sys.executable, str(slow), "segment", str(images[0]), "--weights", str(tiny_bundle), "--out", tmp_path / "out"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "at work" in process.stderr.readline()
+        process.kill()
+        assert process.stderr.read() == "", "ends when the last process that may write there has ended"

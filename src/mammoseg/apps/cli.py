@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import signal
+from types import FrameType
 
 import click
 
 from mammoseg import __version__
 from mammoseg.apps.console import OneLineGroup
+from mammoseg.errors import Terminated
 
 COMMANDS = {
     "segment": "segment:segment",
@@ -63,8 +66,13 @@ def cli() -> None:
     """
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
 def main() -> None:
-    """Entry point of the command; always ends in `SystemExit`."""
+    """Entry point of the command; always ends in `SystemExit`. SIGTERM ends it as cleanly as Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
     cli.main(prog_name="mammoseg")
 
 

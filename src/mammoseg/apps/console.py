@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mammoseg.apps.worker import DEBUG_VARIABLE
-from mammoseg.errors import MammosegError, NotAnImageError, UsageError
+from mammoseg.errors import DEBUG_VARIABLE, MammosegError, NotAnImageError, Terminated, UsageError
 
 EXIT_PARTLY = 3
 EXIT_USAGE = 2
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 _WIDE = 120
 
 
@@ -43,8 +43,8 @@ class OneLineGroup(click.Group):
             sys.exit(EXIT_USAGE)
         except click.ClickException as error:
             fail(_one_line(error.format_message()), error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            fail("interrupted", EXIT_INTERRUPTED)
+        except (click.Abort, KeyboardInterrupt) as error:
+            stopped(error.__cause__ or error)
         except (UsageError, NotAnImageError) as error:
             fail(_one_line(str(error)), EXIT_USAGE)
         except MammosegError as error:
@@ -59,6 +59,13 @@ class OneLineGroup(click.Group):
                 traceback.print_exc()
             what = f"{type(error).__name__}: {_one_line(str(error))}"
             fail(f"unexpected error, {what} (set {DEBUG_VARIABLE}=1 to see where)", EXIT_ERROR)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's, but Ctrl-C is told here: click would begin a line of its own first."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            stopped(error)
 
 
 _ADVICE = {
@@ -86,6 +93,12 @@ def fail(message: str, code: int) -> NoReturn:
     """Says what is wrong in one line on stderr and ends with `code`."""
     click.echo(f"mammoseg: error: {message}", err=True)
     sys.exit(code)
+
+
+def stopped(error: BaseException, more: str = "") -> NoReturn:
+    """Says in one line that Ctrl-C or SIGTERM ended the command, and `more`; ends with 128 and the signal's number."""
+    word, code = ("terminated", EXIT_TERMINATED) if isinstance(error, Terminated) else ("interrupted", EXIT_INTERRUPTED)
+    fail(f"{word}, {more}" if more else word, code)
 
 
 class ImageProgress(AbstractContextManager["ImageProgress"]):

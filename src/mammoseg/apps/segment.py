@@ -12,7 +12,7 @@ import click
 
 from mammoseg.apps.batch import Outcome, run_batch
 from mammoseg.apps.boxes import read_boxes
-from mammoseg.apps.console import EXIT_INTERRUPTED, EXIT_PARTLY, ImageProgress, fail
+from mammoseg.apps.console import EXIT_PARTLY, ImageProgress, stopped
 from mammoseg.apps.fold import fold_options
 from mammoseg.apps.inputs import Inputs, collect, collect_side, not_looked_into, nothing_found, printable
 from mammoseg.apps.out_folder import check_out, refuse_mixing
@@ -21,10 +21,10 @@ from mammoseg.apps.parquet import check_parquet
 from mammoseg.apps.ray_engine import import_ray
 from mammoseg.apps.remote import collect_urls, is_url
 from mammoseg.apps.server.command import check_installed, view
-from mammoseg.apps.worker import DEBUG_VARIABLE, Job, Plan
+from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
 from mammoseg.config import with_sets
-from mammoseg.errors import UsageError
+from mammoseg.errors import DEBUG_VARIABLE, UsageError
 from mammoseg.io.dicom_results import STUDY_FORMATS
 from mammoseg.pipeline import settings_of
 
@@ -198,7 +198,7 @@ def run_with_progress(
 ) -> Outcome:
     """Runs the batch, showing progress and a line for each image that was not processed; Ctrl-C ends it cleanly.
 
-    go_on: what to do after Ctrl-C.
+    go_on: what to do after Ctrl-C or SIGTERM.
     """
     done = 0
     try:
@@ -212,8 +212,8 @@ def run_with_progress(
                 bar.advance()
 
             return run_batch(jobs, plan, workers, resume, report, skipped)
-    except KeyboardInterrupt:
-        fail(f"interrupted, {done} of {len(jobs)} images are done; {go_on}", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        stopped(error, f"{done} of {len(jobs)} images are done; {go_on}")
 
 
 def warn_of_missing_reports(outcome: Outcome) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,12 +22,10 @@ from mammoseg.apps.inputs import InputImage
 from mammoseg.apps.out_folder import clear_image
 from mammoseg.apps.outputs import write_image
 from mammoseg.apps.remote import local_copy, write_origin
-from mammoseg.errors import DecodeError, ImageError, MammosegError, NotAnImageError, UsageError
+from mammoseg.errors import DEBUG_VARIABLE, DecodeError, ImageError, MammosegError, NotAnImageError, UsageError
 from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, PipelineConfig, load
 from mammoseg.types import Findings, Mammogram
-
-DEBUG_VARIABLE = "MAMMOSEG_DEBUG"
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def open_pipeline(plan: Plan) -> Pipeline:
 def work(connection: Connection, plan: Plan) -> None:
     """The main loop of a worker process. Receives jobs, answers ("done", summary) or ("error", message); None ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if plan.config.runtime.threads:
         cv2.setNumThreads(plan.config.runtime.threads)
     try:
@@ -126,6 +127,14 @@ def work(connection: Connection, plan: Plan) -> None:
             connection.send(("error", str(error)))
     except EOFError:  # the parent is gone
         pass
+
+
+def _end_with_parent() -> None:
+    """Where the parent was killed, its lock on OUT is gone: nothing may be written there any more by its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def summarise(findings: Findings | None) -> dict[str, Any]:
