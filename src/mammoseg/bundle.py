@@ -111,7 +111,7 @@ def open_bundle(directory: Path | str | None = None) -> Bundle:
 def default_bundle() -> Path:
     """The bundle that is installed with the package. Raises `BundleError` where the installation has none."""
     root = Path(str(importlib.resources.files("mammoseg"))) / "weights"
-    found = sorted(p for p in root.iterdir() if (p / "config.json").is_file()) if root.is_dir() else []
+    found = sorted(p for p in root.glob("[!.]*") if (p / "config.json").is_file()) if root.is_dir() else []
     if not found:
         raise BundleError("this installation of mammoseg has no weights; name a bundle with --weights, or train one")
     if len(found) > 1:

@@ -8,6 +8,8 @@ import importlib
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mammoseg import __version__
 from mammoseg.apps.cli import cli
 from mammoseg.apps.cli_reference import reference
 from mammoseg.apps.console import ImageProgress, print_table
+from mammoseg.apps.out_folder import held, held_beside
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
 
@@ -199,6 +202,74 @@ def test_phantoms_of_a_run_that_was_stopped_are_replaced_and_other_data_are_not(
     refused = run(*arguments, "4", "--overwrite")
     assert (refused.exit_code, "not of phantoms" in refused.stderr) == (2, True)
     assert len(list((tmp_path / "exams/images").iterdir())) == 4
+
+
+@pytest.mark.usefixtures("small_phantoms")
+def test_phantoms_are_made_by_one_run_at_a_time_and_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    out = tmp_path / "exams"
+    left = out / "images/.phantom_s1_0001_RCC.png.12.ab.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    arguments = ["phantom", "--out", out, "--format", "png", "--overwrite"]
+    with held(out):
+        refused = run(*arguments)
+        assert (refused.exit_code, refused.stderr.count("\n"), "another run is writing" in refused.stderr) == (2, 1, True)
+        assert left.exists()
+    assert run(*arguments).exit_code == 0
+    assert [p.name for p in out.rglob(".*")] == []
+    with held(tmp_path / "demo"):
+        refused = run("demo", "--out", tmp_path / "demo")
+        assert (refused.exit_code, "another run is writing" in refused.stderr) == (2, True)
+    assert not (tmp_path / "demo").exists(), "what was made for nothing is removed"
+
+
+@pytest.mark.parametrize(
+    ("command", "lock"),
+    [
+        (("train", "detector", "--data", "phantom:none"), held),
+        (("train", "segmenter", "--data", "phantom:none", "--resume"), held),
+        (("bundle", "build", "--recipe", REPOSITORY / "configs/bundle_main.toml", "--films", "x", "--digital", "y"), held),
+        (("bundle", "make", "--detector", "installed", "--segmenter", "installed"), held_beside),
+    ],
+)
+def test_one_run_at_a_time_trains_or_makes_a_bundle_in_a_folder(tmp_path: Path, command: Any, lock: Any) -> None:
+    pytest.importorskip("torch")
+    with lock(tmp_path / "out"):
+        refused = run(*command, "--out", tmp_path / "out")
+    assert (refused.exit_code, refused.stderr.count("\n"), "another run is writing" in refused.stderr) == (2, 1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_is_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mammoseg.experiments.train_detector.train_detector", stop)
+    result = run("train", "detector", "--data", "phantom:none", "--out", tmp_path / "out")
+    assert (result.exit_code, "interrupted, the same command with --resume goes on" in result.stderr) == (130, True)
+
+
+def test_ctrl_c_finds_the_command_ready_before_anything_large_is_imported() -> None:
+    """Else it ends in a traceback, and `--help` waits for libraries that it does not need."""
+    code = "import sys, mammoseg.apps.cli; sys.exit(', '.join({'numpy', 'cv2', 'pydicom', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "\n")
+
+
+@pytest.mark.parametrize(("how", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_ends_any_command_in_one_line(tmp_path: Path, how: str, code: int, word: str) -> None:
+    script = (
+        "import os, signal, sys, mammoseg.apps.data_commands as d\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"d.inspect = lambda dataset: os.kill(os.getpid(), signal.{how})\n"
+        "from mammoseg.apps.cli import main\n"
+        "sys.argv[1:] = ['datasets', 'check', 'x']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"mammoseg: error: {word}\n")
 
 
 def test_a_demo_that_is_interrupted_says_how_to_start_again(

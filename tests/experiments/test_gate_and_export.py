@@ -128,6 +128,29 @@ def test_the_gate_runs_and_its_result_is_stored(tiny_bundle: Path, tmp_path: Pat
         assert "are the least it can be judged by" in done.output
 
 
+def test_a_bundle_is_whole_where_storing_is_stopped(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    before = b.open_bundle(folder).sha256
+    passed = {"ways": {"f32": GOOD | {"falls_short": []}}, "runtime": {"precision": "auto", "f32_networks": []}}
+    whole = gate.write_sums
+
+    def stopped(directory: Path) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gate, "run_gate", lambda *_: passed)
+    monkeypatch.setattr(gate, "write_sums", stopped)
+    image = tmp_path / "image.png"
+    image.write_bytes(b"")
+    arguments = ["bundle", "check", str(folder), "--image", str(image), "--store"]
+    CliRunner().invoke(cli, arguments)
+    assert b.open_bundle(folder).sha256 == before
+    monkeypatch.setattr(gate, "write_sums", whole)
+    (tmp_path / ".bundle.tmp").mkdir()  # as one that was killed leaves it
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    assert b.open_bundle(folder).sha256 != before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "image.png"]
+
+
 def test_a_result_that_says_nothing_or_condemns_is_not_stored(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)

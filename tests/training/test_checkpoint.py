@@ -43,6 +43,8 @@ def test_newest_two_are_kept_and_half_written_ones_are_not_seen(tmp_path: Path) 
     assert read is not None
     assert read.step == 15
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-00000010", "checkpoint-00000015"]
+    save_checkpoint(tmp_path, _checkpoint(20))  # a run that was killed leaves nothing for good
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000015", "checkpoint-00000020"]
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

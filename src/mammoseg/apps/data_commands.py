@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from mammoseg.apps.console import ImageProgress, plural
-from mammoseg.apps.out_folder import is_empty
+from mammoseg.apps.out_folder import held, is_empty
 from mammoseg.datasets import inspect, list_kinds
 from mammoseg.datasets.phantom_files import GENERATOR, write_exams
 from mammoseg.errors import UsageError
@@ -29,8 +29,8 @@ def phantom(out: Path, kind: Literal["dicom", "png"], count: int, seed: int, ove
     """
     if not is_empty(out) and not overwrite:
         raise UsageError(f"{out} is not empty: add --overwrite to replace phantoms there, or name another folder")
-    clear_phantoms(out)
-    with ImageProgress(4 * count, "making phantoms") as bar:
+    with held(out), ImageProgress(4 * count, "making phantoms") as bar:
+        clear_phantoms(out)
         items = write_exams(out, count, seed, kind, progress=lambda done, total: bar.advance())
     masses = sum(len(i.annotation.masses) for i in items)
     click.echo(
@@ -53,7 +53,7 @@ def clear_phantoms(folder: Path) -> None:
         if not ours:
             raise UsageError(f"{folder} holds a data set that is not of phantoms; name another folder")
         truth.unlink()
-    for image in folder.glob("images/phantom_s*"):
+    for image in [*folder.glob("images/phantom_s*"), *folder.glob("images/.phantom_s*.tmp")]:
         image.unlink()
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from mammoseg.apps.console import EXIT_PARTLY, print_table
 from mammoseg.apps.data_commands import clear_phantoms
 from mammoseg.apps.inputs import collect
-from mammoseg.apps.out_folder import earlier_folders, is_empty
+from mammoseg.apps.out_folder import earlier_folders, held, is_empty
 from mammoseg.apps.outputs import DEFAULT_FORMATS, read_results
 from mammoseg.apps.segment import run_with_progress
 from mammoseg.apps.worker import Job, Plan
@@ -56,12 +56,14 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
     bundle = open_bundle(weights)
     exam, results = out / "exam", out / "results"
     click.echo("Making four phantom mammograms (RCC, LCC, RMLO, LMLO) as DICOM ...", err=True)
-    clear_phantoms(exam)
-    write_exams(exam, 1, seed, "dicom")
-    found = collect([exam / "images"])
-    jobs = [Job(image) for image in found.images]
-    plan = Plan(bundle.directory, settings_of(bundle), results, DEFAULT_FORMATS, {})
-    outcome = run_with_progress(jobs, plan, 1, go_on="the same command with --overwrite starts again")
+    with held(out):
+        clear_phantoms(exam)
+        write_exams(exam, 1, seed, "dicom")
+        found = collect([exam / "images"])
+        jobs = [Job(image) for image in found.images]
+        plan = Plan(bundle.directory, settings_of(bundle), results, DEFAULT_FORMATS, {})
+        outcome = run_with_progress(jobs, plan, 1, go_on="the same command with --overwrite starts again")
+        write_atomic(out / "index.html", _PAGE.encode())
     table = Table(title=f"Masses found by {bundle.name}")
     for column in ("image", "view", "mass", "score", "size (mm)", "where (x, y)"):
         table.add_column(column, justify="left" if column in ("image", "view") else "right")
@@ -80,7 +82,6 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
             table.add_row(image["source"], view, str(lesion["id"]), f"{lesion['score']:.2f}", size, where)
     print_table(table)
     click.echo("These are synthetic images and research software: nothing here is for clinical use.")
-    write_atomic(out / "index.html", _PAGE.encode())
     click.echo(f"Open {out / 'index.html'} in a browser. The exam and its truth are in {exam}, all results in {results}.")
     return 0 if outcome.count("processed") == len(jobs) else EXIT_PARTLY
 

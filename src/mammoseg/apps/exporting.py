@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mammoseg.apps.fold import fold_options
+from mammoseg.apps.out_folder import held_beside
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import read_side
-from mammoseg.errors import ConfigError, UsageError
+from mammoseg.errors import BundleError, ConfigError, UsageError
+from mammoseg.io.atomic import swap_directory
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@contextlib.contextmanager
+def _replaced(bundle: Path) -> Iterator[Path]:
+    """A copy of the bundle to change, which then takes its place: killed at any moment, there is a bundle with its own sums."""
+    place = bundle.resolve()
+    copy = place.with_name(f".{place.name}.tmp")
+    with held_beside(bundle):
+        shutil.rmtree(copy, ignore_errors=True)
+        try:
+            shutil.copytree(place, copy)
+            yield copy
+            swap_directory(copy, place)
+        except BundleError as error:
+            raise BundleError(str(error).replace(str(copy), str(bundle))) from error
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
 
 def _need_torch() -> None:
@@ -87,7 +109,8 @@ def check(bundle: Path, data: str | None, images: tuple[Path, ...], most: int | 
         click.echo(f"{name}: {way['images']} images, {way['lesions']} masses: {short}")
     if keep:
         fold = "" if options["fold"] is None else f", {options['side']} side of a fold"
-        opened = store(bundle, result, f"{len(given)} images" + fold)
+        with _replaced(bundle) as copy:
+            opened = store(copy, result, f"{len(given)} images" + fold)
         runtime = opened.config["pipeline"]["runtime"]
         kept = f", float32 for {' and '.join(runtime['f32_networks'])}" if runtime["f32_networks"] else ""
         click.echo(f"{bundle}: precision {runtime['precision']}{kept}; sha256 {opened.sha256}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 from mammoseg.apps.dicom_outputs import clear_studies
 from mammoseg.apps.outputs import FINDINGS, LOCK, ORIGIN, PARQUET, PICTURE_FILES, RUN, TABLES, write_run
 from mammoseg.errors import UsageError
+from mammoseg.io.atomic import locked
 
 
 def check_out(out: Path, inputs: Iterable[Path], resume: bool, overwrite: bool) -> None:
@@ -53,24 +53,37 @@ def is_below(folder: str) -> bool:
 def held(out: Path) -> Iterator[None]:
     """Keeps other runs out of `out`, which is made if need be; the system lets go of it when this process ends.
 
-    Raises `UsageError` where another run is at work there. File systems without locks are used without.
+    A folder made here that is still empty at the end is removed. Raises `UsageError` where another run is at work there. File
+    systems without locks are used without.
     """
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    path = out / LOCK
-    busy = UsageError(f"another run is writing to {out}: wait for its end, or name another folder")
-    with path.open("a") as file:
+    with contextlib.ExitStack() as stack:
+        if made:
+            stack.callback(_drop_if_empty, out)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(out / LOCK))
         except BlockingIOError as error:
-            raise busy from error
-        except OSError:
-            pass
-        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            raise busy  # the run that held it ended this moment
+            raise UsageError(f"another run is writing to {out}: wait for its end, or name another folder") from error
+        yield
+
+
+@contextlib.contextmanager
+def held_beside(out: Path) -> Iterator[None]:
+    """As `held`, for a folder that takes its place whole: the lock is beside it, under a hidden name."""
+    place = out.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            stack.enter_context(locked(place.with_name(f".{place.name}{LOCK}")))
+        except BlockingIOError as error:
+            raise UsageError(f"another run is writing to {out}: wait for its end, or name another folder") from error
+        yield
+
+
+def _drop_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def begin(out: Path, record: dict[str, Any], keep: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -16,7 +17,9 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
+from mammoseg.apps.console import stopped
 from mammoseg.apps.fold import fold_options
+from mammoseg.apps.out_folder import held, held_beside
 from mammoseg.apps.recipe import build_command
 from mammoseg.bundle import WeightType, default_bundle
 from mammoseg.config import with_sets
@@ -143,7 +146,8 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
         options["images"],
         force=options["force"],
     )
-    result = make_bundle(detector, segmenter, out, chosen)
+    with held_beside(out):
+        result = make_bundle(detector, segmenter, out, chosen)
     size, parity = sum(result["bytes"].values()) / 1e6, result["parity"]
     click.echo(
         f"{out}: networks {size:.1f} MB; compared with the trained ones on {parity['images']} {parity['on']} with "
@@ -200,7 +204,13 @@ def _train(kind: str, options: dict[str, Any]) -> None:
         if len(folds) > len(also):
             raise UsageError(f"--also-fold: expected at most one for each --also ({len(also)}), got {len(folds)}")
         further = {"also": list(zip_longest(also, folds))}
-    model = function(config, options["data"], options["out"], options["fold"], options["init"], options["resume"], **further)
+    try:
+        with held(options["out"]) if first else contextlib.nullcontext():
+            model = function(
+                config, options["data"], options["out"], options["fold"], options["init"], options["resume"], **further
+            )
+    except KeyboardInterrupt as error:
+        stopped(error, "the same command with --resume goes on from the newest checkpoint, or starts where there is none")
     if first:
         click.echo(f"trained model in {model}")
 

@@ -1,11 +1,14 @@
-"""Files as bytes: written whole or not at all, and told by their hash."""
+"""Files as bytes: written whole or not at all, by one process at a time, and told by their hash."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -31,6 +34,39 @@ def write_atomic(path: Path, data: bytes) -> None:
         ):  # a full disk: the system does not say where
             error.filename = str(path)
         raise
+
+
+def swap_directory(made: Path, target: Path) -> None:
+    """Puts the directory `made` in the place of `target`, which may be there; both in one folder.
+
+    Killed in between, there is the old directory, the new one, or, for a moment, the old one under a hidden name.
+    """
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    made.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`, which is removed at the end; the system lets go of it when this process ends.
+
+    Raises BlockingIOError where another process holds it. File systems without locks are used without.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            raise BlockingIOError  # the one that held it ended this moment
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def hash_file(path: Path) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mammoseg.errors import TrainingError
+from mammoseg.io.atomic import swap_directory
 
 Kind = Literal["detector", "segmenter"]
 _PREFIX = "checkpoint-"
@@ -60,7 +61,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     state = {"step": checkpoint.step, "optimizer": rest, "extra": checkpoint.extra}
     target = folder / f"{_PREFIX}{checkpoint.step:08d}"
     _write_directory(target, "tensors.safetensors", tensors, "state.json", state)
-    for old in _checkpoints(folder)[:-keep]:
+    unfinished = [p for end in ("tmp", "old") for p in folder.glob(f".{_PREFIX}*.{end}")]  # of a run that was killed
+    for old in [*unfinished, *_checkpoints(folder)[:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -138,13 +140,7 @@ def _write_directory(target: Path, tensor_name: str, tensors: Mapping[str, Tenso
     for file in temporary.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    if target.exists():
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(target)
+    swap_directory(temporary, target)
 
 
 def _unreadable(path: Path, error: Exception) -> TrainingError:
