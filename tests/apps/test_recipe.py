@@ -92,6 +92,10 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     again = _build(tmp_path)
     assert again.exit_code == 0
     assert "there already" in again.output
+    for setting in ("fold_seed=3", "everything=false", 'keep_out=["PHANTOM-3-0001"]'):
+        other = _build(tmp_path, "--set", setting)  # would measure on patients that the detector there was trained on
+        assert (other.exit_code, "holds a build of other settings or data" in other.output) == (2, True), other.output
+        assert load_fold(tmp_path / "out/films.json") == fold
 
 
 def test_the_shipped_recipe_is_one_and_names_settings_that_are_there() -> None:

@@ -11,18 +11,22 @@ from typing import Any
 import click
 
 from mammoseg.apps.batch import run_batch
+from mammoseg.apps.console import stopped
 from mammoseg.apps.inputs import collect_side
+from mammoseg.apps.out_folder import held
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
-from mammoseg.config import from_dict, load_toml
+from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.datasets.splits import patient_holdout, read_side, save_fold
 from mammoseg.datasets.splits import whole as every_side
-from mammoseg.errors import ConfigError
+from mammoseg.errors import ConfigError, UsageError
 from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_command
-from mammoseg.io.atomic import write_atomic
+from mammoseg.io.atomic import hash_file, write_atomic
 from mammoseg.pipeline import PipelineConfig, settings_of
 
+_NO_MATTER = ("checkpoint_every", "threads", "workers", "accelerator", "devices")
+"""Of a network's training: what may change from one start of a build to the next."""
 _SHOWN = ("ap_iou_0.5", "tpr_iou_0.5_at_0.1_fpi", "tpr_iou_0.5_at_0.25_fpi", "tpr_iou_0.5_at_0.5_fpi")
 
 
@@ -65,20 +69,24 @@ class Sources:
 def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: Callable[[str], None]) -> Path:
     """Works through the recipe below `out`; what is done is kept, so that a killed build goes on. Returns the bundle.
 
-    Raises what its parts raise: ConfigError, DatasetError, TrainingError, EvaluationError, BundleError.
+    Raises UsageError where `out` holds a build of other settings or data, and what its parts raise: ConfigError, DatasetError,
+    TrainingError, EvaluationError, BundleError.
     """
     from mammoseg.experiments.calibrate import calibrate
     from mammoseg.experiments.make_bundle import BundleOptions, make_bundle
 
     bundle = out / config.name
+    folds = {"films": sources.films, "digital": sources.digital}
+    made = {}
+    for name, data in folds.items():
+        keep = config.keep_out if name == "films" else ()
+        made[name] = patient_holdout(read_dataset(data), config.holdout, config.fold_seed, keep)
+    _admit(out, _identity(recipe, config, sources, {name: fold.content_hash for name, fold in made.items()}))
     if (bundle / "config.json").is_file():
         say(f"{bundle} is there already")
         return bundle
-    out.mkdir(parents=True, exist_ok=True)
-    folds = {"films": sources.films, "digital": sources.digital}
-    for name, data in folds.items():
-        keep = config.keep_out if name == "films" else ()
-        save_fold(out / f"{name}.json", patient_holdout(read_dataset(data), config.holdout, config.fold_seed, keep))
+    for name, fold in made.items():
+        save_fold(out / f"{name}.json", fold)
     say("1 of 4: training the detector, a part of the patients held out")
     detector = _detector(recipe.parent / config.detector, config, sources, out, whole=False)
     say("2 of 4: training the segmenter")
@@ -101,6 +109,44 @@ def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: 
     shipped = _over(config.pipeline, fitted["pipeline"])
     make_bundle(detector, segmenter, bundle, BundleOptions(config.name, shipped, metrics=metrics, images=_some(sources, out)))
     return bundle
+
+
+def _identity(recipe: Path, config: RecipeConfig, sources: Sources, folds: Mapping[str, str]) -> dict[str, Any]:
+    """What makes a build the one it is, JSON-able. folds: content hashes by the data set's role."""
+    from mammoseg.experiments import train_detector, train_segmenter
+
+    settings: dict[str, dict[str, Any]] = {
+        "detector": to_dict(train_detector.read_settings(recipe.parent / config.detector)),
+        "segmenter": to_dict(train_segmenter.read_settings(recipe.parent / config.segmenter)),
+    }
+    for of_network in settings.values():
+        of_network["training"] = {k: v for k, v in of_network["training"].items() if k not in _NO_MATTER}
+    starts = {"detector": sources.detector_start, "segmenter": sources.segmenter_start}
+    weights = {name: None if path is None else hash_file(path) for name, path in starts.items()}
+    plain = {k: v for k, v in to_dict(config).items() if k not in ("name", "detector", "segmenter")}
+    return {"recipe": plain, **settings, "folds": dict(folds), "start_weights": weights}
+
+
+def _admit(out: Path, identity: Mapping[str, Any]) -> None:
+    """Raises UsageError where `out` holds a build of another identity.
+
+    Parts of two builds would be mixed, and the one be measured on patients that the other was trained on.
+    """
+    from mammoseg.training.identity import differences
+
+    file = out / "build.json"
+    if file.is_file():
+        try:
+            there = json.loads(file.read_text(encoding="utf-8"))
+            differ = differences(there, identity)
+        except (ValueError, AttributeError) as error:
+            raise UsageError(f"{file}: expected what a build wrote there, got something else; choose another --out") from error
+        if differ:
+            listed = "; ".join(f"{key} {a} there, {b} here" for key, a, b in differ[:4]) + ("; ..." if len(differ) > 4 else "")
+            raise UsageError(
+                f"{out} holds a build of other settings or data: {listed}; give the same again, or choose another --out"
+            )
+    write_atomic(file, (json.dumps(identity, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, whole: bool) -> Path:
@@ -189,5 +235,9 @@ def build_command(recipe: Path, out: Path, sets: tuple[str, ...], **options: Any
     for name in (config.detector, config.segmenter):
         if not (recipe.parent / name).is_file():
             raise ConfigError(f"{recipe}: names the settings {name}, which are not beside it")
-    bundle = build(recipe, config, Sources(**options), out, lambda words: click.echo(words, err=True))
+    try:
+        with held(out):
+            bundle = build(recipe, config, Sources(**options), out, lambda words: click.echo(words, err=True))
+    except KeyboardInterrupt as error:
+        stopped(error, "the same command goes on")
     click.echo(f"bundle in {bundle}")
