@@ -145,3 +145,28 @@ def test_the_environment_switches_the_cache_of_the_command_too(tiny_bundle: Path
     assert len(list((tmp_path / "kept").iterdir())) == 2
     first, second = (next((tmp_path / f"out-{i}").rglob("findings.json")).read_bytes() for i in (0, 1))
     assert first == second
+
+
+FIRST_CALLS = """
+import sys, threading
+from mammoseg.runtime.openvino_runtime import ov
+
+sys.setswitchinterval(1e-6)
+gate = threading.Barrier(2)
+
+def call():
+    gate.wait()
+    ov.Type.f32.to_dtype()  # as the first inference does
+
+threads = [threading.Thread(target=call) for _ in range(2)]
+for t in threads: t.start()
+for t in threads: t.join()
+print("both came back")
+"""
+
+
+def test_the_first_calls_of_two_threads_do_not_wait_for_each_other() -> None:
+    """OpenVINO's first call makes a table with the interpreter's lock given up half-way; two at once never came back."""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, timeout=60)
+        assert done.stdout == "both came back\n", done.stderr
