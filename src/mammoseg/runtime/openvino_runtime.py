@@ -35,8 +35,8 @@ def _import_openvino() -> ModuleType:
             del sys.modules[name]
         else:
             sys.modules[name] = before
-    # Its table of NumPy types is a C++ static made at first use, with the interpreter's lock given up half-way: two threads that
-    # get there together wait for each other for good. Made here, where the import lock lets one thread through.
+    # Its table of NumPy types is a C++ static made at first use, with the interpreter's lock given up half-way: two threads
+    # that get there together wait for each other for good. Made here, where the import lock lets one thread through.
     openvino.Type.f32.to_dtype()
     module: ModuleType = openvino
     return module
