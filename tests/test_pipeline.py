@@ -115,3 +115,5 @@ def test_wrong_settings_and_bundles_are_named(tiny_bundle: Path, tmp_path: Path)
 def test_a_score_that_cannot_be_is_refused(tiny_bundle: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"score_min: expected a number from 0 to 1"):
         mammoseg.load(tiny_bundle, [f"detection.score_min={value}"])
+    with pytest.raises(ConfigError, match=r"operating_points.*score_min in 0\.\.1"):
+        mammoseg.load(tiny_bundle, [f'operating_points=[{{"fpi": 0.2, "score_min": {value}}}]'])

@@ -41,6 +41,10 @@ class DatasetError(MammosegError):
     """A dataset on disk does not have the layout or content its reader expects."""
 
 
+class DatasetSpecError(DatasetError, UsageError):
+    """What names a dataset, `KIND:PATH?option=value`, is wrong: its kind, its path or an option (exit code 2)."""
+
+
 class BundleError(MammosegError):
     """A weights bundle is missing, incomplete, altered or of an unknown format."""
 

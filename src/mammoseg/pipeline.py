@@ -56,6 +56,10 @@ class OperatingPoint:
     fpi: float
     score_min: float
 
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.fpi < float("inf") and 0.0 <= self.score_min <= 1.0):
+            raise ValueError(f"operating point: expected fpi >= 0 and score_min in 0..1, got {self.fpi} and {self.score_min}")
+
 
 @dataclass(frozen=True)
 class PipelineConfig:

@@ -87,11 +87,37 @@ def test_phantom_datasets_and_evaluate_go_together(tiny_bundle: Path, tmp_path: 
 
 
 def test_evaluate_and_datasets_name_what_is_wrong(tmp_path: Path) -> None:
-    result = run("evaluate", tmp_path, "--truth", "nosuch:kind")
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert "unknown kind 'nosuch'" in result.stderr
     assert "coco" in run("datasets", "list").stdout
-    assert run("datasets", "check", tmp_path).exit_code == 1
+    (tmp_path / "annotations.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cyst"}]}')
+    (tmp_path / "other").mkdir()
+    for spec, words in (
+        ("nosuch:kind", "unknown kind 'nosuch'"),
+        (f"coco:{tmp_path}/nowhere.json", "no such file or folder"),
+        (f"{tmp_path}/other", "its kind is not recognised"),
+        (f"coco:{tmp_path}?colour=red", "does not take these options: colour"),
+        (f"coco:{tmp_path}?colour", "expected option=value"),
+        (f"cbis_ddsm:{tmp_path}?split=most", "option split: expected one of"),
+        (f"image_mask:{tmp_path}?missing=yes", "option missing: expected one of"),
+    ):
+        for command in (("evaluate", tmp_path, "--truth", spec), ("datasets", "fold", spec, "--out", tmp_path / "fold.json")):
+            result = run(*command)
+            assert (result.exit_code, result.stderr.count("\n"), words in result.stderr) == (2, 1, True), result.stderr
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    assert run("datasets", "check", broken).exit_code == 1, "the data set is wrong, not what names it"
+
+
+def test_a_run_named_in_place_of_its_model_is_told_and_an_unfinished_one(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "run/checkpoints/checkpoint-00000010").mkdir(parents=True)
+    options = ("--segmenter", "installed", "--out", tmp_path / "bundle", "--detector")
+    for path in ("run", "run/model", "run/checkpoints/checkpoint-00000010"):
+        refused = run("bundle", "make", *options, tmp_path / path)
+        assert (refused.exit_code, refused.stderr.count("\n"), "has no model yet" in refused.stderr) == (2, 1, True)
+    (tmp_path / "run/model").mkdir()
+    (tmp_path / "run/model/model.json").write_text("{}")
+    refused = run("bundle", "make", *options, tmp_path / "run")
+    assert (refused.exit_code, f"in the same run: {tmp_path / 'run/model'}" in refused.stderr) == (2, True)
 
 
 @pytest.mark.usefixtures("small_phantoms")

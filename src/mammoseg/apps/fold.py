@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mammoseg.apps.console import plural
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import SIDES, patient_holdout, save_fold
 from mammoseg.errors import UsageError
@@ -36,7 +37,13 @@ def fold_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The fold, as JSON."
 )
-@click.option("--holdout", type=float, default=0.15, show_default=True, help="Fraction of the patients to validate on.")
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Fraction of the patients to validate on.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Equal seeds give equal folds.")
 @click.option("--keep-out", multiple=True, metavar="PATIENT", help="Puts a patient on the test side (may be repeated).")
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
@@ -53,5 +60,8 @@ def fold(dataset: str, out: Path, holdout: float, seed: int, keep_out: tuple[str
     save_fold(out, made)
     patients = {i.image_id: i.patient_id for i in items}
     sides = {side: getattr(made, side) for side in SIDES}
-    text = ", ".join(f"{side} {len(ids)} images of {len({patients[i] for i in ids})} patients" for side, ids in sides.items())
+    text = ", ".join(
+        f"{side} {plural(len(ids), 'image')} of {plural(len({patients[i] for i in ids}), 'patient')}"
+        for side, ids in sides.items()
+    )
     click.echo(f"{out}: {text}; sha256 {made.content_hash}")

@@ -41,7 +41,16 @@ class _ModelPath(click.ParamType[Path]):
     name = "model"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return default_bundle() if value == "installed" else Path(str(_FOLDER.convert(value, param, ctx)))
+        if value == "installed":
+            return default_bundle()
+        path = Path(value)
+        complete = any((path / name).is_file() for name in ("model.json", "config.json"))
+        for run in () if complete else (path, *path.parents[:2]):
+            if (run / "checkpoints").is_dir():
+                if (run / "model" / "model.json").is_file():
+                    self.fail(f"{value} is no model, but there is one in the same run: {run / 'model'}", param, ctx)
+                self.fail(f"the training run {run} has no model yet: end it with --resume", param, ctx)
+        return Path(str(_FOLDER.convert(value, param, ctx)))
 
 
 @click.group()

@@ -19,7 +19,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 from mammoseg.datasets.checking import check_items
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetSpecError
 from mammoseg.types import DatasetItem
 
 Reader = Callable[..., list[DatasetItem]]
@@ -53,9 +53,9 @@ def read_dataset(spec: str | Path) -> list[DatasetItem]:
 
     Items come in the order of the source. `image_id` is unique, relative to the dataset and the same wherever the dataset
     lies; annotations are in the native frame of each image (`xyxy`, half-open, pixel edges).
-    Raises DatasetError naming the file, the record and what to do.
+    Raises DatasetError naming the file, the record and what to do; DatasetSpecError where it is `spec` that is wrong.
     """
-    kind, path, options = parse_spec(spec)
+    kind, path, options = _located(spec)
     module, _, attribute = READERS[kind].partition(":")
     return cast(list[DatasetItem], _call(getattr(importlib.import_module(module), attribute), kind, path, options))
 
@@ -65,7 +65,7 @@ def inspect(spec: str | Path) -> tuple[list[DatasetItem], list[str]]:
 
     Raises DatasetError as `read_dataset` does, but not for files that a partial download lacks: those are among the lines.
     """
-    kind, path, options = parse_spec(spec)
+    kind, path, options = _located(spec)
     function = getattr(importlib.import_module(READERS[kind].partition(":")[0]), "survey", None)
     lines: list[str] = []
     if function is None:
@@ -75,12 +75,20 @@ def inspect(spec: str | Path) -> tuple[list[DatasetItem], list[str]]:
     return items, lines + check_items(items)
 
 
+def _located(spec: str | Path) -> tuple[str, Path, dict[str, str]]:
+    """As `parse_spec`; what it names must be there."""
+    kind, path, options = parse_spec(spec)
+    if not path.exists():
+        raise DatasetSpecError(f"dataset {str(spec)!r}: no such file or folder")
+    return kind, path, options
+
+
 def _call(function: Callable[..., Any], kind: str, path: Path, options: dict[str, str]) -> Any:
     try:
         return function(path, **options)
     except TypeError as error:
         if options and "unexpected keyword argument" in str(error):
-            raise DatasetError(f"dataset kind {kind!r} does not take these options: {', '.join(options)}") from error
+            raise DatasetSpecError(f"dataset kind {kind!r} does not take these options: {', '.join(options)}") from error
         raise
 
 
@@ -98,7 +106,7 @@ def parse_spec(spec: str | Path) -> tuple[str, Path, dict[str, str]]:
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
         if not equals:
-            raise DatasetError(f"dataset {text!r}: expected option=value after '?', got {part!r}")
+            raise DatasetSpecError(f"dataset {text!r}: expected option=value after '?', got {part!r}")
         options[unquote(key)] = unquote(value)
     path = Path(location).expanduser()
     if named:
@@ -107,8 +115,8 @@ def parse_spec(spec: str | Path) -> tuple[str, Path, dict[str, str]]:
         if separator and "/" not in prefix:
             near = difflib.get_close_matches(prefix, READERS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(READERS)}"
-            raise DatasetError(f"dataset {text!r}: unknown kind {prefix!r}; {hint}")
-        raise DatasetError(f"dataset {text!r}: no such file or folder")
+            raise DatasetSpecError(f"dataset {text!r}: unknown kind {prefix!r}; {hint}")
+        raise DatasetSpecError(f"dataset {text!r}: no such file or folder")
     return _recognise(path), path, options
 
 
@@ -133,7 +141,7 @@ def _recognise(path: Path) -> str:
         return "inbreast"
     if any(next(path.glob(f"{deep}*_case_description_*_set.csv"), None) for deep in ("", "*/", "*/*/")):
         return "cbis_ddsm"
-    raise DatasetError(
+    raise DatasetSpecError(
         f"dataset {str(path)!r}: its kind is not recognised (no .json file, no annotations.json, no images/ and masks/, no "
         "AllDICOMs/, no case_description CSVs); "
         f"write KIND:PATH with one of {', '.join(READERS)}"

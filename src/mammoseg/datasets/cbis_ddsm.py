@@ -30,7 +30,7 @@ import pydicom
 from mammoseg.datasets.headers import Header, read_header
 from mammoseg.datasets.masks import Mask, Placed, tight
 from mammoseg.datasets.records import Notes, laterality_of
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, DatasetSpecError
 from mammoseg.geometry import Transform, mask_box
 from mammoseg.types import Annotation, DatasetItem, Size, TrueMass
 
@@ -66,7 +66,7 @@ def read(path: Path, split: str = "all", abnormality: str = "mass", missing: str
     options = (("split", split, ("all", "train", "test")), ("abnormality", abnormality, ("mass", "calc")))
     for option, value, known in (*options, ("missing", missing, ("error", "skip"))):
         if value not in known:
-            raise DatasetError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
+            raise DatasetSpecError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
     notes = Notes()
     items = _read(path, split, abnormality, notes)
     if missing == "error" and _MISSING in notes.found:

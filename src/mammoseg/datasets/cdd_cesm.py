@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from mammoseg.datasets.masks import Mask, tight
 from mammoseg.datasets.records import laterality_of
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, DatasetSpecError
 from mammoseg.geometry import mask_box
 from mammoseg.types import Annotation, DatasetItem, TrueMass
 
@@ -45,7 +45,7 @@ def read(path: Path, images: str = "mass", regions: str = "mass_like") -> list[D
     """
     for option, value, known in (("images", images, ("mass", "all")), ("regions", regions, ("mass_like", "all"))):
         if value not in known:
-            raise DatasetError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
+            raise DatasetSpecError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
     index = path / "index.csv"
     try:
         with index.open(newline="", encoding="utf-8-sig") as stream:

@@ -16,7 +16,7 @@ from typing import Any
 from mammoseg.datasets.headers import image_size
 from mammoseg.datasets.masks import Placed, decode_rle, encode_rle, rasterise
 from mammoseg.datasets.records import laterality_of, patient_of, spacing_of
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, DatasetSpecError
 from mammoseg.geometry import mask_box, xywh_to_xyxy, xyxy_to_xywh
 from mammoseg.io.atomic import write_atomic
 from mammoseg.types import Annotation, DatasetItem, TrueMass
@@ -121,7 +121,9 @@ def _category_id(content: dict[str, Any], category: str, file: Path) -> Any:
             raise DatasetError(f"{file}: it names no categories, and its annotations have several category_id; name them")
         return next(iter(used), None)
     names = ", ".join(str(record.get("name")) for record in categories)
-    raise DatasetError(f"{file}: no category {category!r}; this file has {names}; name one of them with the option category")
+    raise DatasetSpecError(
+        f"{file}: no category {category!r}; this file has {names}; name one of them with the option category"
+    )
 
 
 def _item(record: dict[str, Any], annotations: list[dict[str, Any]], file: Path, pattern: str | None) -> DatasetItem:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mammoseg.datasets.headers import image_size
 from mammoseg.datasets.masks import Mask, tight
 from mammoseg.datasets.records import laterality_of, patient_of, spacing_of
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, DatasetSpecError
 from mammoseg.geometry import mask_box
 from mammoseg.types import Annotation, DatasetItem, Size, TrueMass
 
@@ -43,9 +43,9 @@ def read(
     """
     for option, value, known in (("masks", masks, ("components", "labels")), ("missing", missing, ("error", "normal", "skip"))):
         if value not in known:
-            raise DatasetError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
+            raise DatasetSpecError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
     if not str(min_area_px).isdigit():
-        raise DatasetError(f"option min_area_px: expected a whole number, got {min_area_px!r}")
+        raise DatasetSpecError(f"option min_area_px: expected a whole number, got {min_area_px!r}")
     for folder in ("images", "masks"):
         if not (path / folder).is_dir():
             raise DatasetError(f"{path}: there is no folder {folder!r}; expected images/NAME.ext with masks/NAME.ext")

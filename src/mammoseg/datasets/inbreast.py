@@ -26,7 +26,7 @@ from xml.parsers.expat import ExpatError
 from mammoseg.datasets.headers import Header, read_header
 from mammoseg.datasets.masks import rasterise
 from mammoseg.datasets.records import Notes
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, DatasetSpecError
 from mammoseg.geometry import mask_box
 from mammoseg.types import Annotation, DatasetItem, TrueMass
 
@@ -47,7 +47,7 @@ def read(path: Path, images: str = "mass", rois: str = ",".join(MASS_NAMES)) -> 
     frame. Raises DatasetError where this is not the release or a file of it cannot be read.
     """
     if images not in ("mass", "all"):
-        raise DatasetError(f"option images: expected mass or all, got {images!r}")
+        raise DatasetSpecError(f"option images: expected mass or all, got {images!r}")
     items = _read(path, rois, Notes())
     return items if images == "all" else [item for item in items if item.annotation.masses]
 

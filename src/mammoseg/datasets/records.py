@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, DatasetSpecError
 from mammoseg.types import Spacing
 
 
@@ -32,7 +32,7 @@ def patient_of(file_name: str, pattern: str | None, where: str) -> tuple[str, di
     try:
         match = re.search(pattern, file_name)
     except re.error as error:
-        raise DatasetError(f"patient_pattern {pattern!r} is no regular expression: {error}") from error
+        raise DatasetSpecError(f"patient_pattern {pattern!r} is no regular expression: {error}") from error
     if match is None or not match.groups() or not match.group(1):
         raise DatasetError(
             f"{where}: patient_pattern {pattern!r} finds no group in {file_name!r}; it needs a group, such as '(P_\\d+)'"
