@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ torch = pytest.importorskip("torch")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = (
     *("--set", "sizes=[[128,64]]", "--set", "validation_size=[128,64]", "--set", "scales=[[128,64],[160,96]]"),
-    *("--set", "training.steps=2", "--set", "training.batch_size=2", "--set", "training.devices=1", "--set", "holdout=0.5"),
+    *("--set", "training.steps=2", "--set", "training.batch_size=2", "--set", "holdout=0.5"),
 )
 
 
@@ -86,6 +87,12 @@ def test_a_detector_fine_tuned_from_the_installed_one_is_bundled_segments_and_is
         masses,
     )
     assert (counts["n_seen_in_training"], counts["n_candidates"] > 0, masses > 0) == (0, True, True)
+
+
+@pytest.mark.parametrize("name", ["detector_lite2", "detector_yolov3", "segmenter", "segmenter_finish", "segmenter_paper"])
+def test_the_settings_to_begin_with_train_in_this_process_alone(name: str) -> None:
+    kind = importlib.import_module(f"mammoseg.experiments.train_{name.partition('_')[0]}")
+    assert kind.read_settings(CONFIGS / f"{name}.toml").training.devices == 1
 
 
 def test_a_segmenter_goes_on_from_the_installed_int8_bundle(mine: Path, tmp_path: Path) -> None:
