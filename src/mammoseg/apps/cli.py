@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import signal
-from types import FrameType
+try:
+    import importlib
+    import signal
+    from types import FrameType
 
-import click
+    import click
 
-from mammoseg import __version__
-from mammoseg.apps.console import OneLineGroup
-from mammoseg.errors import Terminated
+    from mammoseg import __version__
+    from mammoseg.apps.console import OneLineGroup
+    from mammoseg.errors import Terminated
+except KeyboardInterrupt:  # Ctrl-C so early that nothing can be said yet
+    raise SystemExit(130) from None
 
 COMMANDS = {
     "segment": "segment:segment",
