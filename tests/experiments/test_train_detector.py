@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mammoseg
-from mammoseg.config import load_toml
+from mammoseg.config import load_toml, to_dict
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
@@ -35,7 +35,7 @@ from mammoseg.detection import build_detector, cache, network_config  # noqa: E4
 from mammoseg.detection.cache import cached_images  # noqa: E402
 from mammoseg.detection.losses import LossConfig  # noqa: E402
 from mammoseg.experiments import train_detector as train_detector_module  # noqa: E402
-from mammoseg.experiments.train_detector import DetectorTrainConfig, read_settings, train_detector  # noqa: E402
+from mammoseg.experiments.train_detector import DetectorStage, DetectorTrainConfig, read_settings, train_detector  # noqa: E402
 from mammoseg.preprocessing.resize import FrameConfig, measure  # noqa: E402
 from mammoseg.training.checkpoint import load_model, save_model  # noqa: E402
 from mammoseg.training.curve import read_curve  # noqa: E402
@@ -381,3 +381,41 @@ def test_every_true_mass_lies_inside_the_breast_box(shared_dir: Path, tmp_path: 
         x1, y1, x2, y2 = kept.measured.box
         assert (kept.boxes >= np.array([x1, y1, x1, y1]) - 1).all(), kept.item.image_id
         assert (kept.boxes <= np.array([x2, y2, x2, y2]) + 1).all(), kept.item.image_id
+
+
+def test_runs_that_come_before_are_made_first_and_gone_on_from(data: Path, tmp_path: Path) -> None:
+    """A chain of two equals the two by hand; the further data set is learnt from in the second alone."""
+    write_exams(tmp_path / "more", 1, seed=9, format="png", config=PhantomConfig(size=(208, 160), normal_fraction=0.0))
+    (tmp_path / "chain.toml").write_text("""
+also_repeat = 2
+[[before]]
+name = "films"
+also = false
+[before.settings.training]
+steps = 3
+learning_rate = 5e-3
+""")
+    under = small(tmp_path / "cache", steps=2)
+    chain = load_toml(DetectorTrainConfig, tmp_path / "chain.toml", under=to_dict(under))
+    spec, also = f"phantom:{data}", [(f"phantom:{tmp_path / 'more'}", None)]
+    made = load_model(train_detector(chain, spec, tmp_path / "chain", also=also))
+    first = replace(under, also_repeat=2, training=replace(under.training, steps=3, learning_rate=5e-3))
+    begun = train_detector(first, spec, tmp_path / "first")
+    by_hand = load_model(train_detector(replace(under, also_repeat=2), spec, tmp_path / "last", init=begun, also=also))
+    assert all(torch.equal(v, by_hand.state[k]) for k, v in made.state.items())
+    (ancestor,) = made.record["ancestors"]
+    assert (ancestor["name"], ancestor["record"]["steps"], made.record["steps"]) == ("films", 3, 2)
+    assert made.record["n_images"] == ancestor["record"]["n_images"] + 2 * 4  # four views, each twice
+    # Killed after the first of them: the rest is done, and the first is not made again.
+    shutil.rmtree(tmp_path / "chain" / "model")
+    shutil.rmtree(tmp_path / "chain" / "checkpoints")
+    kept = (tmp_path / "chain" / "films" / "curve.csv").read_bytes()
+    again = load_model(train_detector(chain, spec, tmp_path / "chain", resume=True, also=also))
+    assert all(torch.equal(v, again.state[k]) for k, v in made.state.items())
+    assert (tmp_path / "chain" / "films" / "curve.csv").read_bytes() == kept
+
+
+@pytest.mark.parametrize("names", [["model"], ["a", "a"], ["a/b"]])
+def test_runs_that_come_before_have_names_of_their_own(names: list[str]) -> None:
+    with pytest.raises(ConfigError, match="name of its own"):
+        DetectorTrainConfig(before=tuple(DetectorStage(n) for n in names))

@@ -47,6 +47,22 @@ _OF_THE_RUN = ("fold_norm", "frozen_stages")
 
 
 @dataclass(frozen=True)
+class DetectorStage:
+    """A run that comes before, and whose model the next one goes on from.
+
+    name: of its folder in OUT. also: whether it learns from the further datasets as well. settings: those that differ from the
+    settings it stands in.
+    """
+
+    name: str
+    also: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+_IN_OUT = ("model", "checkpoints", "tensorboard")
+
+
+@dataclass(frozen=True)
 class DetectorTrainConfig:
     """Everything of a training run; the defaults are the published recipe (Sect. 4 of the paper, and YOLOv3's own).
 
@@ -57,7 +73,8 @@ class DetectorTrainConfig:
     sizes: (H, W) of the inputs trained at. anchor_size: at which of them anchors are measured. scales: run at inference by
     default. weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where
     no fold is given; keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for
-    decoded images. also_repeat: how often an image of the further datasets comes for one of the first.
+    decoded images. also_repeat: how often an image of the further datasets comes for one of the first. before: runs that come
+    first, one after the other; `weights` are the start of the first.
     """
 
     arch: str = "yolov3"
@@ -94,15 +111,25 @@ class DetectorTrainConfig:
     cache: str = "cache"
     cache_height: int = 1024
     also_repeat: int = 1
+    before: tuple[DetectorStage, ...] = ()
 
     def __post_init__(self) -> None:
         network_config(self.arch, self.network)  # raises ConfigError
+        names = [stage.name for stage in self.before]
+        if len({*names, *_IN_OUT}) < len(names) + len(_IN_OUT) or not all(name.isidentifier() for name in names):
+            raise ConfigError(f"before: expected a name of its own for each run, not {', '.join(_IN_OUT)}, got {names}")
+        for stage in self.before:
+            self.of_stage(stage)  # raises ConfigError
         if self.also_repeat < 1:
             raise ConfigError(f"also_repeat: expected 1 or more, got {self.also_repeat}")
         coarsest = max(_strides(self.arch))
         for height, width in (*self.sizes, self.validation_size):
             if height % coarsest or width % coarsest or min(height, width) < coarsest:
                 raise ConfigError(f"sizes: expected sides that are multiples of {coarsest}, got {width}x{height} (WxH)")
+
+    def of_stage(self, stage: DetectorStage) -> DetectorTrainConfig:
+        """The settings of `stage`: these with its own over them. Raises ConfigError on one that is not known."""
+        return from_dict(DetectorTrainConfig, stage.settings, f"before {stage.name}", replace(self, before=()))
 
 
 def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None = None) -> DetectorTrainConfig:
@@ -124,9 +151,28 @@ def train_detector(
     fold: a fold file; None holds out `config.holdout` of the patients; `out/fold.json` is a copy of either. init: a model
     directory or bundle to start from, with its anchors; `config` must have its network and preprocessing, as `read_settings`
     takes them over. resume: go on with the run in `out`, which must be the same. also: further datasets to train on, each with
-    a fold file whose training side is taken (None: all of it); nothing of them is validated on. Raises TrainingError,
-    DatasetError, ConfigError.
+    a fold file whose training side is taken (None: all of it); nothing of them is validated on. Runs that `config.before` names
+    are made first, each in its folder of `out`. Raises TrainingError, DatasetError, ConfigError.
     """
+    for number, stage in enumerate(config.before):
+        begins = config.of_stage(stage)
+        begins = replace(begins, weights=None) if number else begins
+        log.info("%s: run %d of %d", stage.name, number + 1, len(config.before) + 1)
+        init = _train(begins, data, out / stage.name, fold, init, resume, also if stage.also else ())
+    last = replace(config, before=(), weights=None) if config.before else config
+    return _train(last, data, out, fold, init, resume, also)
+
+
+def _train(
+    config: DetectorTrainConfig,
+    data: str,
+    out: Path,
+    fold: Path | None,
+    init: Path | None,
+    resume: bool,
+    also: Sequence[tuple[str, Path | None]],
+) -> Path:
+    """One run."""
     items = read_dataset(data)
     split = load_fold(fold) if fold else patient_holdout(items, config.holdout, config.fold_seed, config.keep_out)
     chosen, held_out = select(items, split, "train"), select(items, split, "validation")
@@ -138,7 +184,7 @@ def train_detector(
     others = [_further(config, *one) for one in also]
     if others:
         about_data["also"] = [other.identity for other in others]
-    decisive = {k: v for k, v in settings.items() if k not in ("training", "weights", "cache")}
+    decisive = {k: v for k, v in settings.items() if k not in ("training", "weights", "cache", "before")}
     identity = run_identity(decisive, config.training, about_data, start, config.weights)
     admit(out, identity, resume)
     save_fold(out / "fold.json", split)
