@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -16,7 +18,8 @@ from mammoseg.datasets.phantom_files import write_exams
 from mammoseg.datasets.splits import patient_holdout, save_fold
 from mammoseg.detection.metrics import ap50_and_sensitivity
 from mammoseg.experiments import compare_fusion as module
-from mammoseg.experiments.compare_fusion import FIGURES, FPI, compare, table, ways
+from mammoseg.experiments.compare_fusion import FIGURES, FPI, compare, detect_all, table, ways
+from mammoseg.pipeline import load
 from mammoseg.types import Detections
 
 SIZES = [(64, 32), (96, 64), (128, 64)]
@@ -85,3 +88,25 @@ def test_boxes_are_kept_and_a_second_run_computes_none(
     again = CliRunner().invoke(module.main, arguments)
     assert again.exit_code == 0, again.output
     assert (tmp_path / "fusion.csv").read_bytes() == made
+
+
+def test_the_mirrored_image_is_run_too_and_its_boxes_lie_in_the_image(tmp_path: Path, tiny_bundle: Path) -> None:
+    """An image and its mirror image, as two files: what the one gives mirrored the other gives as it is, and the ways grow."""
+    write_exams(tmp_path / "data", 1, seed=1, format="png", config=PhantomConfig(size=(208, 161)))
+    items = read_dataset(f"phantom:{tmp_path / 'data'}")[:1]
+    pixels = cv2.imread(items[0].path, cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(tmp_path / "mirror.png"), pixels[:, ::-1])
+    other = replace(items[0], path=str(tmp_path / "mirror.png"), image_id="mirror")
+    pipeline = load(tiny_bundle)
+    here, there = detect_all(pipeline, [items[0], other], tmp_path / "kept.npz", mirrored=True)
+    n = len(pipeline.detector.spec.scales)
+    assert len(here) == len(there) == 2 * n
+    assert sum(len(d.scores) for d in here[n:]) > 0
+    for a, b in zip(here[n:], there[:n], strict=True):
+        mirrored = np.column_stack([161 - b.boxes[:, 2], b.boxes[:, 1], 161 - b.boxes[:, 0], b.boxes[:, 3]])
+        np.testing.assert_allclose(a.boxes, mirrored, atol=1e-3)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+    names = [w.name for w in ways(pipeline.detector.spec.scales, mirrored=True)]
+    assert len(names) == len(ways(pipeline.detector.spec.scales)) + n + 2
+    truth = [np.array([m.box for m in items[0].annotation.masses]).reshape(-1, 4)]
+    assert [r.way.name for r in compare([here], truth, ["a"], pipeline.detector.spec.scales, n=2)] == names

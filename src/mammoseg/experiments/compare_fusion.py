@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -29,7 +29,7 @@ from mammoseg.fusion import FusionConfig, candidates, fuse
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, load
-from mammoseg.types import Boxes, DatasetItem, Detections, Size
+from mammoseg.types import Boxes, DatasetItem, Detections, Mammogram, Size
 
 FPI = (0.1, 0.2, 0.25, 0.5)
 LAMBDAS = (0.0, 0.3, 0.5, 0.6, 0.7)
@@ -55,8 +55,8 @@ class Row:
     gains: tuple[Interval, ...]
 
 
-def ways(sizes: Sequence[Size]) -> list[Way]:
-    """All ways that are compared, single scales first."""
+def ways(sizes: Sequence[Size], mirrored: bool = False) -> list[Way]:
+    """All ways that are compared, single scales first. mirrored: as many detections again are those of the mirrored image."""
     names, every = [f"{w}x{h}" for h, w in sizes], tuple(range(len(sizes)))
     out = [Way(f"single {name}", FusionConfig("none", score_min=0.0), (i,)) for i, name in enumerate(names)]
     out += [
@@ -69,15 +69,27 @@ def ways(sizes: Sequence[Size]) -> list[Way]:
     if len(sizes) > 2:
         for i, name in enumerate(names):
             out.append(Way(f"WBF without {name}", FusionConfig("wbf", score_min=0.0), tuple(k for k in every if k != i)))
+    if mirrored:
+        n = len(sizes)
+        out += [
+            Way(f"WBF, {name} and mirrored", FusionConfig("wbf", score_min=0.0), (i, n + i)) for i, name in enumerate(names)
+        ]
+        both = tuple(range(2 * n))
+        out.append(Way("WBF, all and mirrored", FusionConfig("wbf", score_min=0.0), both))
+        out.append(Way("MSF, λ 0.6, boxes from 0.3, all and mirrored", FusionConfig("msf", 0.6, score_min=0.3), both))
     return out
 
 
 def compare(
     found: Sequence[Sequence[Detections]], truth: Sequence[Boxes], patients: Sequence[str], sizes: Sequence[Size], n: int = 1000
 ) -> list[Row]:
-    """Every way on the detections of all images. found: per image and scale; truth: f64[M, 4] per image, native frame."""
+    """Every way on the detections of all images.
+
+    found: per image and scale, or per image and scale and then again per scale for the mirrored image. truth: f64[M, 4] per
+    image, native frame.
+    """
     weights = resamples(patients, n)
-    every = ways(sizes)
+    every = ways(sizes, mirrored=bool(found) and len(found[0]) == 2 * len(sizes))
     draws = np.stack([_figures(_ranked(found, truth, way), weights) for way in every])  # (ways, 1 + n, figures)
     singles = [i for i, way in enumerate(every) if len(way.scales) == 1]
     best = max(singles, key=lambda i: float(draws[i, 0, 0]))
@@ -128,8 +140,11 @@ def _interval(column: NDArray[np.float64]) -> Interval:
     return Interval(float(values), float(low), float(high))
 
 
-def detect_all(pipeline: Pipeline, items: Sequence[DatasetItem], kept: Path) -> list[list[Detections]]:
-    """The detections of all images at all scales; those in the file `kept` are not computed again, new ones go there."""
+def detect_all(pipeline: Pipeline, items: Sequence[DatasetItem], kept: Path, mirrored: bool = False) -> list[list[Detections]]:
+    """The detections of all images at all scales; those in the file `kept` are not computed again, new ones go there.
+
+    mirrored: those of the mirrored image as well, in the frame of the image, after the others.
+    """
     sizes = pipeline.detector.spec.scales
     stored = dict(np.load(kept)) if kept.is_file() else {}
     key = np.frombuffer(f"{pipeline.bundle.sha256} {sizes}".encode(), dtype=np.uint8)
@@ -137,9 +152,12 @@ def detect_all(pipeline: Pipeline, items: Sequence[DatasetItem], kept: Path) -> 
         raise UsageError(f"{kept} is of another bundle: name another folder for these results")
     out = []
     for number, item in enumerate(items, start=1):
-        names = [f"{item.image_id}|{i}" for i in range(len(sizes))]
+        names = [f"{item.image_id}|{i}" for i in range(len(sizes) * (1 + mirrored))]
         if not all(name in stored for name in names):
-            found = pipeline.detector.detect(load_mammogram(Path(item.path)))
+            mammogram = load_mammogram(Path(item.path))
+            found = pipeline.detector.detect(mammogram)
+            if mirrored:
+                found += [_mirror(d) for d in pipeline.detector.detect(_mirror_image(mammogram))]
             stored |= {name: np.column_stack([d.boxes, d.scores]) for name, d in zip(names, found, strict=True)}
             if number % 20 == 0 or number == len(items):
                 click.echo(f"{number} of {len(items)} images", err=True)
@@ -150,18 +168,31 @@ def detect_all(pipeline: Pipeline, items: Sequence[DatasetItem], kept: Path) -> 
     return out
 
 
+def _mirror_image(mammogram: Mammogram) -> Mammogram:
+    return replace(mammogram, pixels=np.ascontiguousarray(mammogram.pixels[:, ::-1]))
+
+
+def _mirror(found: Detections) -> Detections:
+    width = found.size[1]
+    return replace(
+        found,
+        boxes=np.column_stack([width - found.boxes[:, 2], found.boxes[:, 1], width - found.boxes[:, 0], found.boxes[:, 3]]),
+    )
+
+
 @click.command()
 @click.option("--weights", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Bundle; the installed one.")
 @click.option("--data", required=True, help="Dataset, KIND:PATH.")
 @click.option("--fold", required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Fold file.")
 @click.option("--side", type=click.Choice(SIDES), default="validation", show_default=True)
+@click.option("--mirrored", is_flag=True, help="Run the mirrored images too: test-time flips.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the results.")
-def main(weights: Path | None, data: str, fold: Path, side: Side, out: Path) -> None:
+def main(weights: Path | None, data: str, fold: Path, side: Side, mirrored: bool, out: Path) -> None:
     """Compare ways of fusing scales on one side of a fold."""
     out.mkdir(parents=True, exist_ok=True)
     items = read_side(data, fold, side)[0]
     pipeline = load(weights)
-    found = detect_all(pipeline, items, out / "detections.npz")
+    found = detect_all(pipeline, items, out / "detections.npz", mirrored)
     truth = [np.array([m.box for m in i.annotation.masses], dtype=np.float64).reshape(-1, 4) for i in items]
     rows = compare(found, truth, [i.patient_id for i in items], pipeline.detector.spec.scales)
     write_atomic(out / "fusion.csv", table(rows).encode())
