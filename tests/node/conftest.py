@@ -70,6 +70,32 @@ def encoded(ds: Dataset) -> bytes:
     return whole[start:]
 
 
+class Gate:
+    """An event at which pynetdicom's reactor stops while it is not set; `waiting` is true only when it does.
+
+    pynetdicom's own sign of that comes a moment too early: on a busy machine the reactor then takes the answer waited for.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._open, self.waiting = True, False
+
+    def set(self) -> None:
+        with self._changed:
+            self._open, self.waiting = True, False
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        with self._changed:
+            self._open = False
+
+    def wait(self) -> None:
+        with self._changed:
+            while not self._open:
+                self.waiting = True
+                self._changed.wait()
+
+
 @contextlib.contextmanager
 def associated(
     port: int, *contexts: tuple[str, str], calling: str = "SENDER", called: str = "MAMMOSEG", **options: Any
@@ -80,6 +106,8 @@ def associated(
     for abstract, syntax in contexts or ((MG, ExplicitVRLittleEndian),):
         entity.add_requested_context(abstract, syntax)
     association = entity.associate("127.0.0.1", port, ae_title=called, **options)
+    gate: Any = Gate()
+    association._reactor_checkpoint = gate
     try:
         yield association
     finally:
@@ -94,14 +122,15 @@ def store_raw(association: Association, data: bytes, class_uid: str = MG, instan
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(class_uid), UID(instance_uid)
     request.DataSet = io.BytesIO(data)
     context = next(c for c in association.accepted_contexts if c.abstract_syntax == class_uid)
-    association._reactor_checkpoint.clear()
-    while not association._is_paused:
+    gate: Any = association._reactor_checkpoint
+    gate.clear()
+    while not gate.waiting and association.is_alive():
         time.sleep(0.0005)
     try:
         association.dimse.send_msg(request, context.context_id)
         _, answer = association.dimse.get_msg(block=True)
     finally:
-        association._reactor_checkpoint.set()
+        gate.set()
     return None if answer is None else int(answer.Status)
 
 
