@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -25,6 +26,8 @@ from mammoseg.io.load import is_candidate_file
 from mammoseg.io.stored import StoredHeader, read_header
 
 _LOOK_AGAIN_S = 2.0
+_BOTH = "mammoseg serve IMAGES RESULTS"
+log = logging.getLogger("mammoseg.server")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Catalogue:
         self._settings, self._store = settings, store
         self._lock = threading.RLock()
         self._current, self._until = _Scan(), 0.0
+        self._said_missing = 0
         self._candidates: dict[Path, tuple[int, int, bool]] = {}
         self._headers: dict[Path, tuple[tuple[int, int], StoredHeader]] = {}
         self._documents: dict[Path, tuple[tuple[int, int], dict[str, Any] | None]] = {}
@@ -193,7 +197,14 @@ class Catalogue:
         results = self._results(by_id, runs)
         entries = {i: Entry(e.image_id, e.path, e.name, e.uploaded, tuple(results.pop(i, ()))) for i, e in by_id.items()}
         entries |= {i: Entry(i, None, name, results=(folder,)) for i, (name, folder) in self._orphans.items()}
+        self._say_missing(len(self._orphans))
         return _Scan(entries)
+
+    def _say_missing(self, n: int) -> None:
+        """One line in the terminal where the files of `n` images with findings are not in the folders served."""
+        if n > self._said_missing:
+            log.warning("findings without their image files: %d; name the folder with the images too: %s", n, _BOTH)
+        self._said_missing = n
 
     def _add(self, images: dict[Path, Entry], path: Path, name: str) -> None:
         key = Path(os.path.abspath(path))
