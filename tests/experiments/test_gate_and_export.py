@@ -55,6 +55,9 @@ def test_an_exported_model_runs_elsewhere(model_directories: tuple[Path, Path], 
         for a, e in zip(found, expected, strict=True):
             assert np.abs(a - e).max() <= 1e-3 * np.abs(e).max()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.bin", "net.onnx", "net.xml"]
+    for form, name in (("onnx", "new/a.onnx"), ("openvino", "other/b.xml")):
+        made = CliRunner().invoke(cli, ["export", str(source), "--out", str(tmp_path / name), "--format", form])
+        assert (made.exit_code, (tmp_path / name).is_file()) == (0, True), made.output
     again = CliRunner().invoke(cli, ["export", str(source), "--out", str(tmp_path / "net.onnx")])
     assert again.exit_code == 2
     assert "--overwrite" in again.output
@@ -126,6 +129,17 @@ def test_the_gate_runs_and_its_result_is_stored(tiny_bundle: Path, tmp_path: Pat
         assert opened.sha256 != b.open_bundle(tiny_bundle).sha256
     else:  # random weights find too few masses for a verdict
         assert "are the least it can be judged by" in done.output
+
+
+def test_a_bundle_compared_without_a_mass_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parity = {"images": 1, "on": "given images", "lesions": 0, "lesion_mask_dice_mean": 1.0, "lesion_score_difference": 0.0}
+    parity["segmenter_mask_dice_mean"] = 1.0
+    arguments = ["bundle", "make", "--detector", "installed", "--segmenter", "installed", "--out", str(tmp_path / "out")]
+    for lesions in (0, 3):
+        found = {"bytes": {}, "parity": parity | {"lesions": lesions}}
+        monkeypatch.setattr("mammoseg.experiments.make_bundle.make_bundle", lambda *_, found=found: found)
+        done = CliRunner().invoke(cli, arguments)
+        assert (done.exit_code, "no mass was found there" in done.stderr) == (0, lesions == 0), done.output
 
 
 def test_a_bundle_is_whole_where_storing_is_stopped(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

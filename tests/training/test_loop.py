@@ -17,6 +17,7 @@ from mammoseg.errors import ConfigError, TrainingError, UsageError
 from mammoseg.training.checkpoint import latest_checkpoint
 from mammoseg.training.curve import read_curve
 from mammoseg.training.curve_plot import plot_curve
+from mammoseg.training.identity import admit
 from mammoseg.training.loop import LoopConfig, fit, learning_rate
 from mammoseg.training.seeding import batch_indices, generator
 
@@ -142,6 +143,14 @@ def test_only_the_same_run_goes_on_and_the_error_names_what_differs(tmp_path: Pa
     state.write_text(json.dumps(early))
     fit(TinyTask(), CONFIG, tmp_path, resume=True, identity=other)
     assert "they are not checked" in caplog.text
+
+
+def test_resume_without_a_run_says_that_it_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="mammoseg.training"):
+        admit(tmp_path / "out", {}, resume=False)
+        assert not caplog.text
+        admit(tmp_path / "out", {}, resume=True)
+    assert "no checkpoint to go on from; training starts at the beginning" in caplog.text
 
 
 def test_averaged_weights_are_the_running_average(tmp_path: Path) -> None:

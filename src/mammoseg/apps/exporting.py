@@ -73,6 +73,7 @@ def export(model: Path, out: Path, network: str | None, format_: str, overwrite:
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists: add --overwrite, or name another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
     kind, difference = export_network(model, out, network, format_)
     click.echo(f"{out}: {kind}, {out.stat().st_size / 1e6:.1f} MB; differs from torch by {difference:.2g} at most")
 

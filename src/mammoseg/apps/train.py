@@ -163,6 +163,8 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
         f"{parity['lesions']} masses: Dice of outlines {parity['lesion_mask_dice_mean']:.4f}, of masks in crops "
         f"{parity['segmenter_mask_dice_mean']:.4f}, scores within {parity['lesion_score_difference']:.4f}"
     )
+    if not parity["lesions"]:
+        click.echo("mammoseg: warning: no mass was found there, so that this says little: name mammograms by --image", err=True)
 
 
 bundle.add_command(build_command)

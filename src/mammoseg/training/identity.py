@@ -23,6 +23,8 @@ def admit(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
     """
     state = latest_state(out / "checkpoints")
     if state is None:
+        if resume:
+            log.info("%s: no checkpoint to go on from; training starts at the beginning", out)
         return
     if not resume:
         raise UsageError(
