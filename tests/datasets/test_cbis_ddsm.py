@@ -18,7 +18,7 @@ from mammoseg.datasets.cbis_ddsm import csv_files, read_rows, scaled
 from mammoseg.datasets.phantom import make_exam
 from mammoseg.datasets.phantom_files import exam_seed
 from mammoseg.datasets.released import CSV_HEAD, RESCAN
-from mammoseg.errors import DatasetError
+from mammoseg.errors import DatasetError, DatasetSpecError
 from mammoseg.evaluation.overlap import dice
 from mammoseg.io.load import load_mammogram
 
@@ -74,6 +74,13 @@ def test_the_official_split(cbis_release):
     assert {i.patient_id for i in test} == {"P_02004"}
     assert not {i.patient_id for i in train} & {i.patient_id for i in test}
     assert [i.image_id for i in [*train, *test]] == [i.image_id for i in read_dataset(str(root))]
+
+
+@pytest.mark.parametrize("spec", ["cbis_ddsm:{}?split=most", "cbis_ddsm:{}?missing=yes", "inbreast:{}?images=some"])
+def test_options_are_checked_by_whoever_reads(cbis_release, spec):
+    for function in (read_dataset, inspect):
+        with pytest.raises(DatasetSpecError, match="option .*: expected"):
+            function(spec.format(cbis_release["descriptive"]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -63,10 +63,7 @@ def read(path: Path, split: str = "all", abnormality: str = "mass", missing: str
     pathology, shape, margins, assessment, subtlety and, where the mask was scaled, `mask_size`.
     Raises DatasetError naming the file and what to do.
     """
-    options = (("split", split, ("all", "train", "test")), ("abnormality", abnormality, ("mass", "calc")))
-    for option, value, known in (*options, ("missing", missing, ("error", "skip"))):
-        if value not in known:
-            raise DatasetSpecError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
+    _check_options(split, abnormality, missing)
     notes = Notes()
     items = _read(path, split, abnormality, notes)
     if missing == "error" and _MISSING in notes.found:
@@ -82,6 +79,7 @@ def survey(
     path: Path, split: str = "all", abnormality: str = "mass", missing: str = "skip"
 ) -> tuple[list[DatasetItem], list[str]]:
     """The items as `read` gives them, those of which a file is missing left out, and what is missing or odd, a line each."""
+    _check_options(split, abnormality, missing)
     notes = Notes()
     items = _read(path, split, abnormality, notes)
     sides: dict[str, set[str]] = defaultdict(set)
@@ -90,6 +88,13 @@ def survey(
     for patient in sorted(p for p, s in sides.items() if len(s) > 1):
         notes.add("patients on both sides of the official split", patient)
     return items, notes.lines()
+
+
+def _check_options(split: str, abnormality: str, missing: str) -> None:
+    options = (("split", split, ("all", "train", "test")), ("abnormality", abnormality, ("mass", "calc")))
+    for option, value, known in (*options, ("missing", missing, ("error", "skip"))):
+        if value not in known:
+            raise DatasetSpecError(f"option {option}: expected one of {', '.join(known)}, got {value!r}")
 
 
 _MISSING = "mammograms of which a file is not there, left out"

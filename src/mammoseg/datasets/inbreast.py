@@ -46,14 +46,14 @@ def read(path: Path, images: str = "mass", rois: str = ",".join(MASS_NAMES)) -> 
     Items carry `breast_density` (ACR, 1…4), `birads` ("1" … "6", "4a" …) and `roi_names`; masks are in the stored image's
     frame. Raises DatasetError where this is not the release or a file of it cannot be read.
     """
-    if images not in ("mass", "all"):
-        raise DatasetSpecError(f"option images: expected mass or all, got {images!r}")
+    _check_images(images)
     items = _read(path, rois, Notes())
     return items if images == "all" else [item for item in items if item.annotation.masses]
 
 
 def survey(path: Path, images: str = "mass", rois: str = ",".join(MASS_NAMES)) -> tuple[list[DatasetItem], list[str]]:
     """The items as `read` gives them, and what is missing or odd in the whole release, a line each."""
+    _check_images(images)
     notes = Notes()
     items = _read(path, rois, notes)
     lines = notes.lines()
@@ -63,6 +63,11 @@ def survey(path: Path, images: str = "mass", rois: str = ",".join(MASS_NAMES)) -
         said = ", ".join(f"{got[k]} {k} (the release: {n})" for k, n in RELEASED.items() if got[k] != n)
         lines.append(f"not the whole release, or other ROI names than {', '.join(MASS_NAMES)!r} were asked for: {said}")
     return [item for item in items if images == "all" or item.annotation.masses], lines
+
+
+def _check_images(images: str) -> None:
+    if images not in ("mass", "all"):
+        raise DatasetSpecError(f"option images: expected mass or all, got {images!r}")
 
 
 def find_release(path: Path) -> Path:
