@@ -79,7 +79,7 @@ def test_the_official_split(cbis_release):
 @pytest.mark.parametrize("spec", ["cbis_ddsm:{}?split=most", "cbis_ddsm:{}?missing=yes", "inbreast:{}?images=some"])
 def test_options_are_checked_by_whoever_reads(cbis_release, spec):
     for function in (read_dataset, inspect):
-        with pytest.raises(DatasetSpecError, match="option .*: expected"):
+        with pytest.raises(DatasetSpecError, match=r"option .*: expected"):
             function(spec.format(cbis_release["descriptive"]))
 
 
