@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from mammoseg.apps.console import print_table
+from mammoseg.apps.out_folder import held
 from mammoseg.config import load_toml, to_dict
 from mammoseg.errors import ConfigError, UsageError
 
@@ -45,24 +47,25 @@ def reproduce(inbreast: str | None, cbis_ddsm: str | None, out: Path, **options:
     from mammoseg.experiments.study.run import run
 
     config = load_toml(StudyConfig, options["config"], options["sets"], to_dict(preset(options["preset"])))
-    if inbreast is None and options["preset"] == "smoke":
-        if cbis_ddsm is not None:
-            raise UsageError("--cbis-ddsm: give --inbreast too, or neither, for phantoms in the place of both")
-        click.echo("no data set given: phantoms stand for both", err=True)
-        made = write_phantoms(out)
-        inbreast, cbis_ddsm = str(made[0]), str(made[1])
-    if inbreast is None:
-        raise UsageError("--inbreast: name the folder of INbreast as released (or use --preset smoke for phantoms)")
-    if cbis_ddsm is None and not config.pretrained:
-        click.echo("no --cbis-ddsm and no setting pretrained: the detector starts without pre-training", err=True)
-    study = Study(config, inbreast, cbis_ddsm, out)
-    if options["dry_run"]:
-        _show_plan(study, options["only"])
-        return
-    level = logging.INFO if options["verbose"] else logging.WARNING
-    handlers: list[logging.Handler] = [RichHandler(console=Console(stderr=True), show_path=False)]
-    logging.basicConfig(level=level, format="%(message)s", handlers=handlers)
-    run(study, options["only"], lambda line: click.echo(line, err=True))
+    with contextlib.nullcontext() if options["dry_run"] else held(out):
+        if inbreast is None and options["preset"] == "smoke":
+            if cbis_ddsm is not None:
+                raise UsageError("--cbis-ddsm: give --inbreast too, or neither, for phantoms in the place of both")
+            click.echo("no data set given: phantoms stand for both", err=True)
+            made = write_phantoms(out)
+            inbreast, cbis_ddsm = str(made[0]), str(made[1])
+        if inbreast is None:
+            raise UsageError("--inbreast: name the folder of INbreast as released (or use --preset smoke for phantoms)")
+        if cbis_ddsm is None and not config.pretrained:
+            click.echo("no --cbis-ddsm and no setting pretrained: the detector starts without pre-training", err=True)
+        study = Study(config, inbreast, cbis_ddsm, out)
+        if options["dry_run"]:
+            _show_plan(study, options["only"])
+            return
+        level = logging.INFO if options["verbose"] else logging.WARNING
+        handlers: list[logging.Handler] = [RichHandler(console=Console(stderr=True), show_path=False)]
+        logging.basicConfig(level=level, format="%(message)s", handlers=handlers)
+        run(study, options["only"], lambda line: click.echo(line, err=True))
     click.echo(f"{out / 'report.html'}")
 
 

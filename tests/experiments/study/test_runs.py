@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mammoseg.apps.cli import cli
+from mammoseg.apps.out_folder import held
 
 from .conftest import SMALL, command, digest, environment
 
@@ -65,6 +66,14 @@ def test_an_unknown_step_names_those_there_are(tmp_path, data_sets):
     )
     assert result.exit_code == 2
     assert "no such step; there are data, pretrain, split" in result.output
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path, data_sets):
+    arguments = ["reproduce", "--preset", "smoke", "--out", str(tmp_path / "out"), "--only", "split", *data_sets]
+    with held(tmp_path / "out"):
+        result = CliRunner().invoke(cli, arguments)
+    assert (result.exit_code, "another run is writing to" in result.output) == (2, True), result.output
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
 
 
 def killed_and_resumed(out: Path, sets: tuple[str, ...], moments: list[float], data: tuple[str, ...] = ()) -> int:
