@@ -166,7 +166,7 @@ def test_layers_show_how_it_was_found(exam: Any, server: Any, view_of: Callable[
     pane = viewer.pane("RCC")
     masked = viewer.shot(pane).astype(int)
     viewer.show(overlays=False)
-    colour = np.abs(masked - viewer.shot(pane)).max(axis=2) > 30
+    colour = np.abs(masked - viewer.shot(pane)).max(axis=2) > 10  # faint, so that tissue and contours stay visible
     x1, y1, x2, y2 = viewer.project(pane, np.array(findings(exam)["RCC"]["lesions"][0]["box_xyxy"]).reshape(2, 2)).ravel()
     assert colour[round(y1) + 2 : round(y2) - 2, round(x1) + 2 : round(x2) - 2].mean() > 0.95
     assert colour.mean() < 0.2
@@ -195,7 +195,7 @@ def test_keys(server: Any, view_of: Callable[..., Any]) -> None:
     viewer.press("?")
     sheet = viewer.page.locator("dialog#help")
     assert sheet.is_visible()
-    assert all(word in sheet.inner_text() for word in ("Invert", "Fusion mask", "Next lesion", "side by side"))
+    assert all(word in sheet.inner_text() for word in ("Invert", "Fusion mask", "Next lesion", "Side by side: without | with"))
     viewer.press("Escape")
     assert not sheet.is_visible()
     viewer.page.locator("#window-width").focus()

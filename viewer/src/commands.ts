@@ -63,7 +63,7 @@ export function commandsOf(model: Model, stage: Stage, help: () => void): Comman
     {
       group: views,
       keys: ['Enter'],
-      label: 'One view large, and back (or double click)',
+      label: 'One view large, and back',
       tool: 'One view',
       run: toggle('one'),
       pressed: layout('one'),
@@ -71,7 +71,7 @@ export function commandsOf(model: Model, stage: Stage, help: () => void): Comman
     {
       group: views,
       keys: ['s'],
-      label: 'Without and with overlays, side by side',
+      label: 'Side by side: without | with overlays',
       tool: 'Side by side',
       run: toggle('pair'),
       pressed: layout('pair'),
@@ -80,9 +80,9 @@ export function commandsOf(model: Model, stage: Stage, help: () => void): Comman
     { group: views, keys: ['p'], label: 'Previous lesion', run: () => stage.step(-1) },
     { group: views, keys: ['PageDown'], label: 'More images of the study', run: () => model.turnPage(1) },
     { group: views, keys: ['PageUp'], label: 'Earlier images of the study', run: () => model.turnPage(-1) },
-    { group: look, keys: ['+', '='], label: 'Zoom in (or wheel)', run: () => stage.zoom(ZOOM) },
+    { group: look, keys: ['+', '='], label: 'Zoom in', run: () => stage.zoom(ZOOM) },
     { group: look, keys: ['-'], label: 'Zoom out', run: () => stage.zoom(1 / ZOOM) },
-    { group: look, keys: ['ArrowLeft'], label: 'Move left (or drag)', run: () => stage.pan(PAN, 0) },
+    { group: look, keys: ['ArrowLeft'], label: 'Move left', run: () => stage.pan(PAN, 0) },
     { group: look, keys: ['ArrowRight'], label: 'Move right', run: () => stage.pan(-PAN, 0) },
     { group: look, keys: ['ArrowUp'], label: 'Move up', run: () => stage.pan(0, PAN) },
     { group: look, keys: ['ArrowDown'], label: 'Move down', run: () => stage.pan(0, -PAN) },
@@ -96,7 +96,7 @@ export function commandsOf(model: Model, stage: Stage, help: () => void): Comman
       run: onActive((entry) => model.invert(entry)),
       pressed: () => model.activeEntry?.invertedByReader ?? false,
     },
-    { group: look, keys: ['.'], label: 'Brighter (or drag with the right button)', run: shift(-0.05) },
+    { group: look, keys: ['.'], label: 'Brighter', run: shift(-0.05) },
     { group: look, keys: [','], label: 'Darker', run: shift(0.05) },
     { group: look, keys: ['['], label: 'Narrower window: more contrast', run: spread(0.9) },
     { group: look, keys: [']'], label: 'Wider window: less contrast', run: spread(1 / 0.9) },
@@ -116,7 +116,7 @@ export function commandsOf(model: Model, stage: Stage, help: () => void): Comman
     { group: over, keys: ['t'], label: 'Truth, where there is one', run: flip('truth') },
     { group: over, keys: ['m'], label: 'Fusion mask', run: flip('mask') },
     { group: over, keys: ['d'], label: 'Detections at single scales', run: scales },
-    { group: 'Help', keys: ['?', 'h'], label: 'This sheet', tool: 'Help', run: help },
+    { group: over, keys: ['?', 'h'], label: 'This sheet', tool: 'Help', run: help },
   ];
 }
 
@@ -151,7 +151,21 @@ export function makeTools(commands: readonly Command[]): () => void {
   };
 }
 
-/** The help sheet, filled once. */
+const MOUSE: readonly [what: string, does: string][] = [
+  ['Wheel', 'Zoom'],
+  ['Drag', 'Move'],
+  ['Right drag', 'Window: across is width, up is brighter (or Shift and drag)'],
+  ['Click', 'Choose a lesion; the view is the active one, with the orange border'],
+  ['Double click', 'One view large, and back'],
+];
+const WORDS: readonly [what: string, means: string][] = [
+  ['Lesion', 'Reported: a box fused from all scales that reaches the operating point, outlined and measured'],
+  ['Candidate', 'Any other fused box with a score: dashed, not outlined. Point at one to read its score'],
+  ['Score at least', 'Hides lesions and candidates on the screen; files hold every lesion reported'],
+  ['Mₛ ≥ λ', 'Where the scales agree enough to make a lesion’s box'],
+];
+
+/** The help sheet, filled once: the mouse first, then keys, then what the words mean. */
 export function makeHelp(commands: readonly Command[]): void {
   const groups = [...new Set(commands.map(({ group }) => group))];
   const close = h(
@@ -159,32 +173,23 @@ export function makeHelp(commands: readonly Command[]): void {
     { type: 'button', autofocus: true, onclick: () => byId<HTMLDialogElement>('help').close() },
     'Close',
   );
+  const section = (title: string, lines: readonly (readonly (Node | string)[])[]) =>
+    h('section', {}, h('h3', {}, title), h('dl', {}, ...lines.flatMap(([a, b]) => [h('dt', {}, a ?? ''), h('dd', {}, b ?? '')])));
   byId('help').append(
-    h('h2', { id: 'help-title' }, 'Keys'),
+    h('h2', { id: 'help-title' }, 'Mouse and keys'),
     h(
       'div',
       { class: 'sheet' },
-      ...groups.map((group) =>
-        h(
-          'section',
-          {},
-          h('h3', {}, group),
-          h('dl', {}, ...commands.filter((command) => command.group === group).flatMap(line)),
-        ),
-      ),
-    ),
-    h(
-      'p',
-      {},
-      'Left button: move. Right button, or Shift: window. Wheel: zoom. Double click: one view. Click a lesion: choose it.',
+      section('Mouse', MOUSE),
+      ...groups.map((group) => section(group, commands.filter((command) => command.group === group).map(line))),
+      section('What the words mean', WORDS),
     ),
     close,
   );
 }
 
-function line(command: Command): HTMLElement[] {
-  const keys = command.keys.flatMap((key, k) => [...(k > 0 ? [' '] : []), h('kbd', {}, keyName(key))]);
-  return [h('dt', {}, ...keys), h('dd', {}, command.label)];
+function line({ keys, label }: Command): (Node | string)[] {
+  return [h('span', {}, ...keys.flatMap((key, k) => [k > 0 ? ' ' : '', h('kbd', {}, keyName(key))])), label];
 }
 
 function keyName(key: string): string {

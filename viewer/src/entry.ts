@@ -1,6 +1,6 @@
 /** What is kept of each image of the open study, and of how it is looked at. */
 
-import type { Findings, ImageRecord, Layers, Truth } from './api';
+import type { Candidate, Findings, ImageRecord, Layers, Truth } from './api';
 import type { View } from './geometry';
 import type { Window } from './window';
 
@@ -52,11 +52,18 @@ export interface Selection {
   readonly lesion: number;
 }
 
-/** A pixel under the pointer. */
+/** A pixel under the pointer, and the candidate there. */
 export interface Pointed {
   readonly entry: Entry;
   readonly column: number;
   readonly row: number;
+  readonly candidate: Candidate | null;
+}
+
+/** What to do where only the findings of an image are here; null where its file is too. */
+export function missing(record: ImageRecord): string | null {
+  if (record.has_pixels) return null;
+  return 'Its file is not in the folders served. Name the folder with the images too: mammoseg serve IMAGES RESULTS';
 }
 
 /** An image as it is when its study is opened. */
@@ -67,7 +74,7 @@ export function fresh(record: ImageRecord, name: string): Entry {
     findings: null,
     layers: null,
     truth: null,
-    problem: null,
+    problem: missing(record),
     window: null,
     firstWindow: null,
     invertedByReader: false,

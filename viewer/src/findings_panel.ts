@@ -6,11 +6,28 @@ import type { Entry } from './entry';
 import type { Model } from './model';
 import { sizeOf } from './overlay';
 import type { Stage } from './stage';
+import { plural } from './words';
 
 export class FindingsPanel {
   private readonly heading = h('h2', {}, 'Lesions');
-  private readonly value = h('output', { for: 'threshold' });
-  private readonly slider = h('input', { id: 'threshold', type: 'range', min: 0, max: 1, step: 0.01 });
+  private readonly slider = h('input', {
+    id: 'threshold',
+    type: 'range',
+    min: 0,
+    max: 1,
+    step: 0.01,
+    list: 'threshold-default',
+    class: 'wide',
+  });
+  private readonly value = h('input', {
+    type: 'number',
+    min: 0,
+    max: 1,
+    step: 0.01,
+    'aria-label': 'Score at least, as a number',
+  });
+  private readonly mark = h('option');
+  private readonly reset = h('button', { type: 'button', title: 'Where every lesion reported shows' });
   private readonly summary = h('p', { class: 'quiet' });
   private readonly list = h('div', { class: 'lesions' });
   private readonly others = h('ul', { class: 'images-without' });
@@ -18,14 +35,23 @@ export class FindingsPanel {
   constructor(
     private readonly model: Model,
     private readonly stage: Stage,
+    explain: () => void,
   ) {
-    this.slider.addEventListener('input', () => model.setOptions({ threshold: Number(this.slider.value) }));
+    for (const input of [this.slider, this.value])
+      input.addEventListener('input', () => {
+        if (input.value !== '' && input.validity.valid) model.setOptions({ threshold: input.valueAsNumber });
+      });
+    this.value.addEventListener('blur', () => this.update());
+    this.reset.addEventListener('click', () => model.setOptions({ threshold: model.asReported }));
+    const more = h('button', { type: 'button', class: 'link', onclick: explain }, 'More');
     byId('findings').append(
       this.heading,
-      h('div', { class: 'field' }, h('label', { for: 'threshold' }, 'Score at least'), this.slider, this.value),
+      h('p', { class: 'quiet' }, 'Lesions are outlined; candidates are other boxes with a score. ', more),
+      h('div', { class: 'field' }, h('label', { for: 'threshold' }, 'Score at least'), this.value, this.reset),
+      this.slider,
+      h('datalist', { id: 'threshold-default' }, this.mark),
       this.summary,
-      this.list,
-      this.others,
+      h('div', { class: 'listing' }, this.list, this.others),
     );
     model.listen((change) => {
       if (['study', 'findings', 'options', 'selection'].includes(change)) this.update();
@@ -39,12 +65,16 @@ export class FindingsPanel {
     const weaker = model.entries.reduce((sum, entry) => sum + model.candidatesOf(entry).length, 0);
     const all = model.entries.reduce((sum, entry) => sum + (entry.findings?.lesions.length ?? 0), 0);
     const analysed = model.entries.some((entry) => entry.findings?.status === 'processed');
-    this.heading.textContent = analysed ? `Lesions (${lesions.length})` : 'Lesions'; // none is not nought
+    const count = lesions.length < all ? `${lesions.length} of ${all}` : `${all}`;
+    this.heading.textContent = analysed ? `Lesions (${count})` : 'Lesions'; // none is not nought
     this.slider.value = String(threshold);
-    this.value.textContent = threshold.toFixed(2);
+    if (document.activeElement !== this.value) this.value.value = threshold.toFixed(2);
+    this.mark.value = String(model.asReported);
+    this.reset.textContent = `Default ${model.asReported.toFixed(2)}`;
+    this.reset.disabled = threshold === model.asReported;
     this.summary.textContent = [
       lesions.length < all ? `${all - lesions.length} below the threshold. ` : '',
-      weaker > 0 ? `${weaker} other ${weaker === 1 ? 'candidate' : 'candidates'}, dashed.` : '',
+      weaker > 0 ? `${plural(weaker, 'other candidate')}, dashed.` : '',
     ].join('');
     const head = h(
       'div',
@@ -85,7 +115,7 @@ export class FindingsPanel {
       return h('li', { class: 'unusable' }, h('strong', {}, `${entry.name}: not analysed, ${status}. `), reason ?? '');
     }
     if (status === 'pending') return h('li', { class: 'waiting' }, `${entry.name}: not analysed yet${reason ? `; ${reason}` : ''}`);
-    if (entry.problem) return h('li', { class: 'unusable' }, h('strong', {}, `${entry.name}: `), entry.problem);
+    if (entry.problem && entry.record.has_pixels) return h('li', { class: 'unusable' }, h('strong', {}, `${entry.name}: `), entry.problem);
     if (!entry.findings || this.model.lesionsOf(entry).length > 0) return null;
     const none = entry.findings.lesions.length === 0 ? 'analysed, no lesion found' : 'no lesion above the threshold';
     return h('li', {}, `${entry.name}: ${none}`);

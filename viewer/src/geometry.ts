@@ -92,6 +92,13 @@ export function pixelAt([x, y]: Point, image: Size): { column: number; row: numb
   return { column: Math.floor(x), row: Math.floor(y) };
 }
 
+/** Of things with boxes, the one with the smallest that holds a native point. */
+export function smallestAt<T extends { readonly box_xyxy: Box }>([x, y]: Point, things: readonly T[]): T | null {
+  const area = ({ box_xyxy: [x1, y1, x2, y2] }: T) => (x2 - x1) * (y2 - y1);
+  const inside = things.filter(({ box_xyxy: [x1, y1, x2, y2] }) => x >= x1 && x < x2 && y >= y1 && y < y2);
+  return inside.sort((a, b) => area(a) - area(b))[0] ?? null;
+}
+
 export interface ScaleBar {
   readonly css: number;
   readonly label: string;

@@ -4,6 +4,7 @@ import { get, type Info } from './api';
 import { commandsOf, listenToKeys, makeHelp, makeTools } from './commands';
 import { DisplayPanel } from './display_panel';
 import { byId, h } from './dom';
+import { DownloadsPanel } from './downloads_panel';
 import { FindingsPanel } from './findings_panel';
 import { JobsPanel } from './jobs_panel';
 import { Model, read } from './model';
@@ -22,11 +23,13 @@ async function main(): Promise<void> {
   performance.mark('library');
   const stage = new Stage(model);
   new StudiesPanel(model);
-  new FindingsPanel(model, stage);
+  const help = () => byId<HTMLDialogElement>('help').showModal();
+  new FindingsPanel(model, stage, help);
   new DisplayPanel(model);
+  new DownloadsPanel(model);
   const jobs = new JobsPanel(model);
   const sources = new SourcesPanel(model, jobs);
-  const commands = commandsOf(model, stage, () => byId<HTMLDialogElement>('help').showModal());
+  const commands = commandsOf(model, stage, help);
   const showPressed = makeTools(commands);
   makeHelp(commands);
   listenToKeys(commands);
@@ -59,7 +62,7 @@ function showReadout(model: Model): void {
     readout.textContent = 'Point at an image to read its stored values here.';
     return;
   }
-  const { entry, column, row } = pointed;
+  const { entry, column, row, candidate } = pointed;
   const { spacing_mm, rescale } = entry.record;
   const value = model.pixels.value(entry.record, column, row);
   const parts = [entry.name, `column ${column}, row ${row}`];
@@ -71,6 +74,7 @@ function showReadout(model: Model): void {
   if (value !== null && (rescale.slope !== 1 || rescale.intercept !== 0)) {
     parts.push(`rescaled ${value * rescale.slope + rescale.intercept}`);
   }
+  if (candidate) parts.push(`candidate, score ${candidate.score.toFixed(2)}`);
   readout.textContent = parts.join('  ·  ');
 }
 

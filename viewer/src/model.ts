@@ -10,7 +10,7 @@ import {
   type Study,
   type Truth,
 } from './api';
-import { type Change, type Entry, fresh, type Layout, type Options, type Pointed, type Selection } from './entry';
+import { type Change, type Entry, fresh, type Layout, missing, type Options, type Pointed, type Selection } from './entry';
 import type { View } from './geometry';
 import { chestWallOf, chestWallSide, hang, inOrder, namesOf, type Page } from './hanging';
 import { coarsestLevel, PixelStore, type Plane } from './pixels';
@@ -108,7 +108,7 @@ export class Model {
     this.entries = records.map((record, k) => {
       const name = names[k] ?? record.name;
       const same = old.get(record.image_id);
-      return same ? { ...same, record, name, findings: null, layers: null, problem: null } : fresh(record, name);
+      return same ? { ...same, record, name, findings: null, layers: null, problem: missing(record) } : fresh(record, name);
     });
     this.pages = hang(records);
     if (!keep || this.page >= this.pages.length) this.page = 0;
@@ -193,7 +193,7 @@ export class Model {
   /** Asks for the steps of the detection; the service may have to compute them. */
   async loadLayers(entry: Entry | null): Promise<void> {
     if (!entry || entry.layers !== null) return;
-    if (entry.record.status !== 'processed') return;
+    if (entry.record.status !== 'processed' || !entry.record.has_layers) return;
     entry.layers = 'coming';
     this.tell('options');
     try {

@@ -17,6 +17,10 @@ export interface Drawing {
   readonly threshold: number;
   readonly truth: Truth | null;
   readonly selected: number | null;
+  /** The candidate under the pointer. */
+  readonly pointed: Candidate | null;
+  /** Width and height of what stands in the upper corners, left and right. */
+  readonly plates: readonly Point[];
   readonly show: {
     contours: boolean;
     boxes: boolean;
@@ -43,7 +47,8 @@ export function drawOverlay(canvas: HTMLCanvasElement, pane: Size, view: View, r
 }
 
 const LABEL_FROM = 32; // CSS pixels, as all here
-const [LABEL, SMALL_LABEL] = [13, 11]; // heights
+const [LABEL, SMALL_LABEL] = [13, 12]; // heights
+const MASK = 0.3; // opacity: tissue and contours stay visible
 
 interface Label {
   readonly text: string;
@@ -65,7 +70,9 @@ class Pen {
   ) {}
 
   all(drawing: Drawing): void {
-    const { lesions, candidates, layers, threshold, truth, selected, show, opacity } = drawing;
+    const { lesions, candidates, layers, threshold, truth, selected, pointed, show, opacity } = drawing;
+    const [left = [0, 0], right = [0, 0]] = drawing.plates;
+    this.taken.push([0, 0, left[0] + 4, left[1] + 4], [this.pane.width - right[0] - 4, 0, this.pane.width, right[1] + 6]);
     const labels = show.labels ? this.labelsOf(lesions, selected) : [];
     if (layers?.fusion_mask && show.mask) this.mask(layers.fusion_mask, layers.lambda, opacity);
     layers?.scales.forEach((scale, k) => {
@@ -77,11 +84,21 @@ class Pen {
     for (const mass of truth?.lesions ?? []) this.truth(mass);
     for (const lesion of lesions) this.lesion(lesion, lesion.id === selected, show);
     for (const { text, left, y, colour } of labels) this.text(text, left, y, colour, LABEL);
+    if (pointed && candidates.includes(pointed)) this.pointed(pointed);
+  }
+
+  /** The candidate under the pointer: plain to see, with its score over all else. */
+  private pointed({ box_xyxy, score }: Candidate): void {
+    this.context.globalAlpha = 1;
+    this.box(box_xyxy, CANDIDATE, [5, 4], 2);
+    const [x1, y1, , y2] = this.rectangle(box_xyxy);
+    this.text(score.toFixed(2), Math.max(x1, 3), y2 + 16 < this.pane.height ? y2 + 16 : y1 - 7, CANDIDATE, LABEL);
   }
 
   private lesion(lesion: Lesion, selected: boolean, show: Drawing['show']): void {
+    if (show.contours && show.mask) this.outline(lesion.contour_xy, '#000000', 4); // stands out from the mask's yellow
     if (show.contours) this.outline(lesion.contour_xy, LESION, selected ? 2.5 : 1.75);
-    if (show.boxes || (selected && !show.contours)) this.box(lesion.box_xyxy, LESION, [], selected ? 2 : 1);
+    if (show.boxes) this.box(lesion.box_xyxy, LESION, [], selected ? 2 : 1);
     if (!selected) return;
     const [x1, y1, x2, y2] = this.rectangle(lesion.box_xyxy);
     this.corners([x1 - 6, y1 - 6, x2 + 6, y2 + 6]);
@@ -136,7 +153,7 @@ class Pen {
         if (value <= 0) continue;
         const box = [x_edges[column], y_edges[row], x_edges[column + 1], y_edges[row + 1]] as unknown as Box;
         const [x1, y1, x2, y2] = this.rectangle(box);
-        context.globalAlpha = 0.45 * opacity;
+        context.globalAlpha = MASK * opacity;
         context.fillStyle = heat(value);
         context.fillRect(x1, y1, x2 - x1, y2 - y1);
         if (!reaches(row, column)) continue;
@@ -186,12 +203,15 @@ class Pen {
 
   private text(text: string, left: number, y: number, colour: string, height: number): void {
     const { context } = this;
+    const whole = context.globalAlpha;
+    context.globalAlpha = 1; // lines fade, words do not
     context.font = fontOf(height);
     const width = context.measureText(text).width;
-    context.fillStyle = 'rgba(0, 0, 0, 0.65)';
+    context.fillStyle = 'rgba(0, 0, 0, 0.75)';
     context.fillRect(left - 3, y - height, width + 6, height + 4);
     context.fillStyle = colour;
     context.fillText(text, left, y);
+    context.globalAlpha = whole;
   }
 
   private outline(points: readonly Point[], colour: string, width: number, dash: number[] = []): void {

@@ -1,9 +1,9 @@
 /** One place on the screen: an image with its overlays, what it says in words, and what mouse and wheel do to it. */
 
+import type { Candidate } from './api';
 import { h } from './dom';
 import type { Entry } from './entry';
 import {
-  type Box,
   fitted,
   levelFor,
   type Point,
@@ -11,6 +11,7 @@ import {
   pixelAt,
   type Size,
   scaleBar,
+  smallestAt,
   toImage,
   type View,
   zoomAt,
@@ -21,6 +22,7 @@ import { drawOverlay } from './overlay';
 import { coarsestLevel } from './pixels';
 import { Renderer } from './render';
 import { drag, isInverted } from './window';
+import { noticeOf, summaryOf } from './words';
 
 const WHEEL_STEP = 1.0015;
 const CLICK = 4; // CSS pixels that a click may wander
@@ -36,20 +38,15 @@ export class Pane {
   private readonly renderer: Renderer;
   private entry: Entry | null = null;
   private bare = false;
+  private hovered: Candidate | null = null;
+  /** Width and height of the words in the two upper corners. */
+  private plates: Point[] = [];
   private press: { at: Point; last: Point; windowing: boolean; moved: boolean } | null = null;
 
   constructor(private readonly model: Model) {
     const scale = h('div', { class: 'corner scale' }, this.bar);
-    this.element = h(
-      'section',
-      { class: 'pane', tabindex: 0 },
-      this.image,
-      this.overlay,
-      this.title,
-      this.found,
-      scale,
-      this.notice,
-    );
+    this.element = h('section', { class: 'pane', tabindex: 0 }, this.image, this.overlay);
+    this.element.append(this.title, this.found, scale, this.notice);
     document.getElementById('stage')?.append(this.element);
     this.renderer = new Renderer(this.image, () => this.drawn());
     this.listen();
@@ -167,6 +164,8 @@ export class Pane {
             threshold: options.threshold,
             truth: options.truth ? entry.truth : null,
             selected: chosen?.imageId === this.imageId ? (chosen?.lesion ?? null) : null,
+            pointed: this.hovered,
+            plates: this.plates,
             show: options,
             opacity: options.opacity,
           },
@@ -183,32 +182,18 @@ export class Pane {
   /** What is known of the image in words: its view, what was found, or why nothing was looked for. */
   say(): void {
     const { entry, model } = this;
-    this.element.setAttribute('aria-label', entry ? `${entry.name}: ${this.summary(entry)}` : 'empty');
+    const summary = entry ? summaryOf(entry, model.lesionsOf(entry).length) : '';
+    this.element.setAttribute('aria-label', entry ? `${entry.name}: ${summary}` : 'empty');
     this.title.textContent = entry ? `${entry.name}${entry.mirrored ? ' · mirrored' : ''}` : '';
     this.title.classList.toggle('long', entry !== null && entry.record.laterality === null);
-    this.found.textContent = entry ? (this.bare ? 'without overlays' : this.summary(entry)) : '';
-    const status = entry?.record.status ?? 'processed';
-    this.element.dataset.status = status;
-    const unusable = status === 'rejected' || status === 'failed';
-    const reason = entry?.record.reason ?? null;
-    this.notice.hidden = !entry || (!unusable && !entry.problem && reason === null);
-    const heading = status === 'pending' && reason ? 'Not analysed yet' : 'This image cannot be shown';
-    this.notice.replaceChildren(
-      h('strong', {}, unusable ? `Not analysed: ${status}` : heading),
-      h('span', {}, reason ?? entry?.problem ?? ''),
-    );
+    const pair = model.layout === 'pair' ? 'with overlays · ' : '';
+    this.found.textContent = this.bare ? 'without overlays' : pair + summary;
+    this.plates = [this.title, this.found].map(({ offsetWidth, offsetHeight }) => [offsetWidth, offsetHeight]);
+    this.element.dataset.status = entry?.record.status ?? 'processed';
+    const [heading, text] = (entry && noticeOf(entry)) ?? [null, ''];
+    this.notice.hidden = heading === null;
+    this.notice.replaceChildren(h('strong', {}, heading ?? ''), h('span', {}, text));
     this.element.classList.toggle('active', entry !== null && model.active === this.imageId && model.layout === 'four');
-  }
-
-  private summary(entry: Entry): string {
-    const { status } = entry.record;
-    if (status !== 'processed') return `not analysed${status === 'pending' ? ' yet' : `: ${status}`}`;
-    if (!entry.findings) return entry.problem ?? '…';
-    const seen = entry.record.seen_in_training ? ' · seen in training' : '';
-    const [n, all] = [this.model.lesionsOf(entry).length, entry.findings.lesions.length];
-    const hidden = all - n > 0 ? ` (${all - n} below threshold)` : '';
-    if (n > 0) return `${n} ${n === 1 ? 'lesion' : 'lesions'}${hidden}${seen}`;
-    return `${all > 0 ? `no lesion above threshold${hidden}` : 'no lesion found'}${seen}`;
   }
 
   private listen(): void {
@@ -221,13 +206,19 @@ export class Pane {
     element.addEventListener('pointercancel', () => {
       this.press = null;
     });
-    element.addEventListener('pointerleave', () => model.point(null));
+    element.addEventListener('pointerleave', () => {
+      this.hover(null);
+      model.point(null);
+    });
     element.addEventListener('dblclick', () => {
       if (this.imageId) model.setLayout(model.layout === 'four' ? 'one' : 'four', this.imageId);
     });
-    element.addEventListener('focus', () => {
-      if (this.imageId) model.setActive(this.imageId);
-    });
+    element.addEventListener('focus', () => this.activate());
+  }
+
+  /** What fields, keys and buttons act on is the image last touched. */
+  private activate(): void {
+    if (this.imageId) this.model.setActive(this.imageId);
   }
 
   private at(event: MouseEvent): Point {
@@ -239,12 +230,14 @@ export class Pane {
     event.preventDefault();
     const { entry, size, view } = this;
     if (!entry || !size || !view) return;
+    this.activate();
     const pixels = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? event.deltaY * 33 : event.deltaY;
     this.model.setView(entry, zoomAt(view, size, this.box, this.at(event), WHEEL_STEP ** -pixels));
     this.point(event);
   }
 
   private down(event: PointerEvent): void {
+    this.activate();
     if (!this.entry || event.button === 1) return;
     const at = this.at(event);
     this.press = { at, last: at, windowing: event.button === 2 || event.shiftKey, moved: false };
@@ -277,23 +270,24 @@ export class Pane {
   }
 
   /** The lesion whose box holds a native point: the smallest one. */
-  private hit([x, y]: Point): number | null {
+  private hit(point: Point): number | null {
     if (!this.entry || this.bare || !this.model.options.overlays) return null;
-    const area = ([x1, y1, x2, y2]: Box) => (x2 - x1) * (y2 - y1);
-    const inside = this.model
-      .lesionsOf(this.entry)
-      .filter(({ box_xyxy: [x1, y1, x2, y2] }) => x >= x1 && x < x2 && y >= y1 && y < y2);
-    return inside.sort((a, b) => area(a.box_xyxy) - area(b.box_xyxy))[0]?.id ?? null;
+    return smallestAt(point, this.model.lesionsOf(this.entry))?.id ?? null;
   }
 
   private point(event: MouseEvent): void {
-    const { entry, size, view } = this;
-    const pixel = entry && size && view ? pixelAt(toImage(view, this.box, this.at(event)), size) : null;
-    this.model.point(entry && pixel ? { entry, ...pixel } : null);
+    const { entry, size, view, model } = this;
+    const at = view && toImage(view, this.box, this.at(event));
+    const pixel = size && at ? pixelAt(at, size) : null;
+    const { overlays, candidates } = model.options;
+    const over = entry && at && overlays && candidates && !this.bare;
+    this.hover(over ? smallestAt(at, model.candidatesOf(entry)) : null);
+    model.point(entry && pixel ? { entry, ...pixel, candidate: this.hovered } : null);
   }
 
-  end(): void {
-    this.renderer.end();
-    this.element.remove();
+  private hover(candidate: Candidate | null): void {
+    if (this.hovered === candidate) return;
+    this.hovered = candidate;
+    this.drawOverlay();
   }
 }

@@ -1,6 +1,7 @@
 /** Stored values of the images, as the service sends them: levels of halved size first, native ones when they are there. */
 
 import { ask, type ImageRecord } from './api';
+import { missing } from './entry';
 import { levelSize, type Size } from './geometry';
 import type { Window } from './window';
 
@@ -23,8 +24,10 @@ export class PixelStore {
   private readonly planes = new Map<string, Promise<Plane>>();
   private readonly ready = new Map<string, Plane>();
 
-  /** A level of an image, fetched once. */
+  /** A level of an image, fetched once; never asked for where the image's file is not at the service. */
   plane(image: ImageRecord, level: number): Promise<Plane> {
+    const nothing = missing(image);
+    if (nothing !== null) return Promise.reject(new Error(nothing));
     const key = `${image.image_id}/${level}`;
     const known = this.planes.get(key);
     if (known) return known;

@@ -203,11 +203,6 @@ export class Renderer {
     viewport.render();
   }
 
-  /** Gives the place back. */
-  end(): void {
-    engine().disableElement(this.name);
-  }
-
   private get viewport(): StackViewport {
     return engine().getViewport(this.name) as StackViewport;
   }

@@ -4,6 +4,7 @@ import type { ImageRecord, Study } from './api';
 import { byId, fill, h } from './dom';
 import { inOrder, namesOf } from './hanging';
 import type { Model } from './model';
+import { plural, stateOf } from './words';
 
 const SEARCH_FROM = 12; // studies; fewer are seen at a glance
 const LONG = 40; // characters of a name
@@ -24,7 +25,7 @@ export class StudiesPanel {
     this.search.addEventListener('input', () => this.update());
     model.listen((change) => {
       if (change === 'studies' || change === 'study') this.update();
-      if (change === 'layout' || change === 'selection') this.showActive();
+      if (['layout', 'selection', 'options', 'findings'].includes(change)) this.showState();
     });
   }
 
@@ -45,7 +46,7 @@ export class StudiesPanel {
       ...listed.map((study) => this.study(study)),
       rest > 0 ? h('p', { class: 'quiet' }, `… and ${rest} more: search for them.`) : null,
     );
-    this.showActive();
+    this.showState();
   }
 
   private study(study: Study): HTMLElement {
@@ -80,13 +81,19 @@ export class StudiesPanel {
         onclick: () => this.model.setLayout(this.model.layout === 'pair' ? 'pair' : 'one', image.image_id),
       },
       h('span', {}, name),
-      h('span', { class: 'state' }, stateOf(image)),
+      h('span', { class: 'state' }),
     );
   }
 
-  private showActive(): void {
+  /** Which image is the active one, and how many of its lesions are shown. */
+  private showState(): void {
+    const { model } = this;
     for (const button of this.list.querySelectorAll('.image-entry')) {
-      button.setAttribute('aria-pressed', String(button.getAttribute('data-key') === this.model.active));
+      const id = button.getAttribute('data-key') ?? '';
+      button.setAttribute('aria-pressed', String(id === model.active));
+      const [image, entry] = [model.images.get(id), model.entry(id)];
+      const shown = entry?.findings ? model.lesionsOf(entry).length : null;
+      if (image && button.lastChild) button.lastChild.textContent = stateOf(image, shown);
     }
   }
 }
@@ -102,19 +109,12 @@ function breakable(name: string): (Node | string)[] {
   return name.split(/(?<=[/_\-. ])/).flatMap((word) => [word, document.createElement('wbr')]);
 }
 
-function stateOf(image: ImageRecord): string {
-  if (image.status !== 'processed')
-    return { rejected: 'rejected', failed: 'failed', pending: 'not analysed' }[image.status];
-  if (image.lesions === null) return 'analysed';
-  return image.lesions === 0 ? 'none found' : `${image.lesions} ${image.lesions === 1 ? 'lesion' : 'lesions'}`;
-}
-
 function tally(images: readonly ImageRecord[]): string {
   const [unusable, waiting] = [
     images.filter(({ status }) => status === 'rejected' || status === 'failed').length,
     images.filter(({ status }) => status === 'pending').length,
   ];
-  const parts = [`${images.length} ${images.length === 1 ? 'image' : 'images'}`];
+  const parts = [plural(images.length, 'image')];
   if (unusable > 0) parts.push(`${unusable} unusable`);
   if (waiting > 0) parts.push(`${waiting} waiting`);
   return parts.join(', ');

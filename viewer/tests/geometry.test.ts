@@ -8,6 +8,7 @@ import {
   pan,
   pixelAt,
   scaleBar,
+  smallestAt,
   toImage,
   toScreen,
   type View,
@@ -129,6 +130,15 @@ describe('levels', () => {
   it('round odd sizes up', () => {
     expect(levelSize({ width: 5, height: 9 }, 1)).toEqual({ width: 3, height: 5 });
     expect(levelSize({ width: 5, height: 9 }, 2)).toEqual({ width: 2, height: 3 });
+  });
+});
+
+describe('what lies under the pointer', () => {
+  it('is the smallest box that holds it, its right and lower edges apart', () => {
+    const [large, small] = [{ box_xyxy: [0, 0, 10, 10] as const }, { box_xyxy: [4, 4, 6, 6] as const }];
+    expect(smallestAt([5, 5], [large, small])).toBe(small);
+    expect(smallestAt([6, 5], [small, large])).toBe(large);
+    expect(smallestAt([10, 5], [large, small])).toBeNull();
   });
 });
 

@@ -2,7 +2,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { ImageRecord } from '../src/api';
 import { coarsestLevel, mirrored, PixelStore } from '../src/pixels';
 
-const record = { image_id: 'a1' } as ImageRecord;
+const record = { image_id: 'a1', has_pixels: true } as ImageRecord;
 
 /** A service that sends `values` as level 0. */
 function serve(values: Int16Array | Uint16Array, width: number, headers: Record<string, string> = {}) {
@@ -34,6 +34,14 @@ describe('stored values', () => {
     expect([...plane.values]).toEqual([...values]);
     expect([plane.lowest, plane.highest]).toEqual([Math.min(...values), Math.max(...values)]);
     expect([0, 1].flatMap((row) => [0, 1, 2].map((column) => store.value(record, column, row)))).toEqual([...values]);
+  });
+
+  it('are not asked for where the file of the image is not at the service', async () => {
+    const fetching = serve(Uint16Array.of(1, 2), 2);
+    vi.stubGlobal('fetch', fetching);
+    const findingsAlone = { ...record, has_pixels: false };
+    await expect(new PixelStore().plane(findingsAlone, 0)).rejects.toThrow('mammoseg serve IMAGES RESULTS');
+    expect(fetching).not.toHaveBeenCalled();
   });
 
   it('are fetched once', async () => {
