@@ -127,6 +127,7 @@ def test_demo_shows_what_it_found_and_what_to_open(tiny_bundle: Path, tmp_path: 
     assert all(view in result.stdout for view in ("RCC", "LCC", "RMLO", "LMLO"))
     page = tmp_path / "demo/index.html"
     assert f"Open {page} in a browser" in result.stdout
+    assert result.stdout.endswith(f"mammoseg serve {tmp_path / 'demo'}\n")
     assert [p.name for p in (tmp_path / "demo").iterdir() if p.is_file()] == ["index.html"]
     links = re.findall(r'(?:href="|url=)([^"]+)"', page.read_text())
     assert links == ["results/index.html"] * 2

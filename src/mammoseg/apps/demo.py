@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from mammoseg.apps.inputs import collect
 from mammoseg.apps.out_folder import earlier_folders, held, is_empty
 from mammoseg.apps.outputs import DEFAULT_FORMATS, read_results
 from mammoseg.apps.segment import run_with_progress
+from mammoseg.apps.server.command import is_installed
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
 from mammoseg.datasets.phantom_files import write_exams
@@ -83,6 +85,8 @@ def demo(out: Path, weights: Path | None, seed: int, overwrite: bool) -> int:
     print_table(table)
     click.echo("These are synthetic images and research software: nothing here is for clinical use.")
     click.echo(f"Open {out / 'index.html'} in a browser. The exam and its truth are in {exam}, all results in {results}.")
+    if is_installed():
+        click.echo(f"Look at them closely in the viewer: mammoseg serve {shlex.quote(str(out))}")
     return 0 if outcome.count("processed") == len(jobs) else EXIT_PARTLY
 
 

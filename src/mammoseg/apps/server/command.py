@@ -115,11 +115,15 @@ def default_state(folders: tuple[Path, ...]) -> Path:
     return base / "mammoseg" / f"serve-{hashlib.sha256(os.fsencode(key)).hexdigest()[:12]}"
 
 
+def is_installed() -> bool:
+    """Whether the server's packages are there."""
+    return all(importlib.util.find_spec(name) is not None for name in ("fastapi", "python_multipart", "uvicorn"))
+
+
 def check_installed() -> None:
     """Raises `UsageError` where the server's packages are not there."""
-    for name in ("fastapi", "python_multipart", "uvicorn"):
-        if importlib.util.find_spec(name) is None:
-            raise UsageError("the viewer and its server need more packages: pip install 'mammoseg[serve]'")
+    if not is_installed():
+        raise UsageError("the viewer and its server need more packages: pip install 'mammoseg[serve]'")
 
 
 def view(pairs: Sequence[tuple[Path, str, Path]], out: Path, bundle: Path) -> int:
