@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from mammoseg.experiments.study.cost import forward
 from mammoseg.experiments.study.data import prepare, read_prepared, spec_of
 from mammoseg.experiments.study.graph import Graph, Step
 from mammoseg.experiments.study.inference import choose_operating_point
-from mammoseg.experiments.study.plan import going_on
+from mammoseg.experiments.study.plan import Study, going_on
 from mammoseg.experiments.study.presets import preset
 from mammoseg.experiments.study.splits import leaked_patients, patient_split, published_split, training_fold
 from mammoseg.experiments.study.tables import Row
@@ -228,7 +229,10 @@ def test_the_paper_mixes_its_spreads():
 
 def test_the_published_configuration():
     config = StudyConfig()
-    assert departures(config) == []
+    assert departures(config) == [
+        ("pretrain.weights", "ImageNet’s", "none"),
+        ("networks.unetpp.backbone_weights", "VGG19’s of ImageNet", "none"),
+    ]
     assert from_dict(StudyConfig, to_dict(config)) == config
     assert (config.pretrain.training.steps, config.finetune.training.steps, config.finetune.training.batch_size) == (
         60000,
@@ -260,6 +264,22 @@ def test_the_shipped_study_for_two_cores_is_read():
     own = going_on(config.finetune, default_bundle())
     assert own.network["backbone"] == "efficientnet_lite2"
     assert (own.frame.region, own.scales, own.training.steps) == ("breast", config.finetune.scales, 60)
+    told = {key: (there, here) for key, there, here in departures(Study(config, "data", None, Path("out")).effective)}
+    assert told["finetune.network.backbone"] == ("darknet53", "efficientnet_lite2")  # what the start imposes is told too
+    assert told["finetune.frame.region"] == ("full", "breast")
+    assert told["networks.unetpp.training.steps"] == ("4000", "60")
+    assert told["networks.unet.network.widths"] == ("64, 128, 256, 512, 1024", "32, 64, 128, 256, 512")
+    assert told["networks.unetpp.backbone_weights"] == ("VGG19’s of ImageNet", "none")
+    assert not any(key.startswith("pretrain.") for key in told)
+
+
+def test_fine_tuning_takes_the_network_of_pre_training():
+    config = preset("smoke")
+    changed = replace(config, finetune=replace(config.finetune, network={}, mean=0.3))
+    effective = Study(changed, "data", "more", Path("out")).effective
+    assert (effective.finetune.network, effective.finetune.mean) == (config.pretrain.network, config.pretrain.mean)
+    assert effective.finetune.training == config.finetune.training
+    assert Study(changed, "data", None, Path("out")).effective == changed
 
 
 def test_every_assumption_names_a_setting_that_is_there_and_the_page_is_current():

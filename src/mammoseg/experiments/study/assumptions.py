@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mammoseg import detection, segmentation
 from mammoseg.config import to_dict
 from mammoseg.experiments.study.config import StudyConfig
 
@@ -79,6 +80,18 @@ INHERENT: tuple[str, ...] = (
 """What is different whatever the settings say."""
 
 
+_WITHOUT_EFFECT = (
+    "cache",
+    "cache_height",
+    "checkpoint_every",
+    "validate_every",
+    "log_every",
+    "accelerator",
+    "threads",
+    "workers",
+)
+
+
 def assumed(config: StudyConfig) -> list[tuple[str, str, str, str]]:
     """(what is open, setting, value, why) of every assumption, in order."""
     values = to_dict(config)
@@ -86,13 +99,46 @@ def assumed(config: StudyConfig) -> list[tuple[str, str, str, str]]:
 
 
 def departures(config: StudyConfig) -> list[tuple[str, str, str]]:
-    """(setting, published, here) of every setting that is not the published one; files by their names alone."""
-    there, here = dict(_flat(to_dict(StudyConfig()))), dict(_flat(to_dict(config)))
-    out = []
+    """(setting, published, here) of every setting that is not the published one and bears on results; files by their names.
+
+    Networks have all their settings, whether or not they were given. Where training starts is always told: the paper has
+    ImageNet's weights, which no default can name. Pre-training is left out where a model trained before stands for it.
+    """
+    there, here = dict(_flat(_complete(StudyConfig()))), dict(_flat(_complete(config)))
+    out = [] if config.pretrained else [("pretrain.weights", "ImageNet’s", shown(config.pretrain.weights or "none"))]
+    for name in config.networks:
+        if config.segmenter_of(name).arch == "unetpp":
+            weights = shown(config.segmenter_of(name).backbone_weights or "none")
+            out.append((f"networks.{name}.backbone_weights", "VGG19’s of ImageNet", weights))
+    told = {key for key, _, _ in out} | ({"finetune.weights"} if config.pretrained else set())
     for key in [*there, *(k for k in here if k not in there)]:
-        if there.get(key) != here.get(key) and not key.endswith("cache"):
-            out.append((key, shown(there.get(key)), shown(here.get(key))))
+        if key in told or key.split(".")[-1] in _WITHOUT_EFFECT or (config.pretrained and key.startswith("pretrain.")):
+            continue
+        published = there.get(key, there.get(_general(key)))
+        if published != here.get(key):
+            out.append((key, shown(published), shown(here.get(key))))
     return out
+
+
+def _complete(config: StudyConfig) -> dict[str, Any]:
+    """The settings with those of the networks that are left to their defaults."""
+    values = to_dict(config)
+    for part, of in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+        values[part]["network"] = to_dict(detection.network_config(of.arch, of.network))
+    for name, own in values["networks"].items():
+        crops = config.segmenter_of(name)
+        values["networks"][name] = own | {"network": to_dict(segmentation.network_config(crops.arch, crops.network))}
+    return values
+
+
+def _general(key: str) -> str:
+    """The setting for all networks that one of a single network stands before.
+
+    >>> _general("networks.unetpp.training.steps"), _general("networks.unet.one_stage.size")
+    ('segmenter.training.steps', 'one_stage.size')
+    """
+    parts = key.split(".")[2:]
+    return ".".join(parts if parts[:1] == ["one_stage"] else ["segmenter", *parts]) if key.startswith("networks.") else key
 
 
 def lookup(values: Mapping[str, Any], key: str) -> Any:
@@ -110,6 +156,8 @@ def shown(value: Any) -> str:
     """
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, str):
         return value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "–"
     if isinstance(value, (list, tuple)):

@@ -35,7 +35,9 @@ from mammoseg.types import Detections
 if TYPE_CHECKING:
     from mammoseg.experiments.study.plan import Study
 
-COLOURS = ("#0b6e99", "#c2410c", "#3f7d20", "#7c3aed", "#b45309", "#475569", "#be185d")
+COLOURS = ("#0b6e99", "#e07b00", "#3f7d20", "#7c3aed", "#111827", "#be123c", "#64748b")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2)))
+"""Beside colours, for those who see or print none."""
 TRUTH, FOUND, OUTLINE, SCORE = "#37c837", "#e5372e", "#e5372e", "#ff3bd4"
 YELLOW = "#ffd500"
 STYLE = {
@@ -59,7 +61,7 @@ def figure2(study: Study) -> Figure:
 
 
 def figure3(study: Study) -> Figure:
-    """Multi-scale fusion: (a) boxes of all scales, (b) the mask M_s of Eq. 1, (c) M_s ≥ λ, (d) the boxes around its regions."""
+    """Multi-scale fusion: (a) boxes of all scales, (b) the mask Mₛ of Eq. 1, (c) Mₛ ≥ λ, (d) the boxes around its regions."""
     fusion = study.config.fusion
     per_scale = _per_scale(study, study.published[0])
     k = _telling(per_scale, fusion.score_min)
@@ -87,38 +89,39 @@ def figure3(study: Study) -> Figure:
 
 def figure4(study: Study) -> Figure:
     """Precision over recall of the detector at one scale, for every split."""
-    canvas = Figure(figsize=(3.6, 3.2), layout="constrained")
+    canvas = Figure(figsize=(5.0, 3.2), layout="constrained")
     axis = plain_axes(canvas.subplots(), "Recall", "Precision")
-    for split, colour in zip(study.published, _colours(), strict=False):
+    for split, colour, dashes in zip(study.published, cycle(COLOURS), cycle(DASHES), strict=False):
         counts = rank_candidates(study.pairs(split, f"scale-{study.single}"), Criterion("iou", 0.5)).counts()
         curve = precision_recall(counts)
         recall, precision = np.append(0.0, curve.recall), np.append(curve.precision[:1], curve.precision)
         ap = 100 * (average_precision(counts) or 0.0)
-        axis.step(recall, precision, where="pre", color=colour, linewidth=1.3, label=f"{split} (AP {ap:.1f}%)")
+        axis.step(recall, precision, where="pre", color=colour, linestyle=dashes, linewidth=1.3,
+                  label=f"{split} (AP {ap:.1f}%)")  # fmt: skip
     axis.set(xlim=(0, 1), ylim=(0, 1.03))
-    axis.legend(frameon=False, loc="lower left")
+    canvas.legend(frameon=False, loc="outside right center")
     return canvas
 
 
 def figure5(study: Study) -> Figure:
-    """FROC of every single scale on the first split, and MSF's points at each λ as stars."""
+    """FROC of every single scale on the first split, and MSF's point at each λ as a yellow mark."""
     split, iou = study.published[0], study.config.assumptions.hit_iou
-    canvas = Figure(figsize=(4.4, 3.4), layout="constrained")
+    canvas = Figure(figsize=(6.0, 3.4), layout="constrained")
     axis = plain_axes(canvas.subplots(), "Average false positives per image", "True positive rate")
     reach = 0.5
-    for name, colour in zip(study.scales, _colours(), strict=False):
+    for name, colour, dashes in zip(study.scales, cycle(COLOURS), cycle(DASHES), strict=False):
         curve = froc(rank_candidates(study.pairs(split, f"scale-{name}"), Criterion("iou", iou)).counts())
         if len(curve.fpi):
             reach = max(reach, float(curve.fpi[-1]))
-            axis.step(np.append(0, curve.fpi), np.append(0, curve.tpr), where="post", color=colour, linewidth=1.2,
-                      label=f"scale {name.replace('x', ' × ')}")  # fmt: skip
+            axis.step(np.append(0, curve.fpi), np.append(0, curve.tpr), where="post", color=colour, linestyle=dashes,
+                      linewidth=1.2, label=f"scale {name.replace('x', ' × ')}")  # fmt: skip
     for lam, marker in zip(study.config.lambdas, cycle("*PXDsvo"), strict=False):
         tpr, fpi = tpr_and_fpi(study.pairs(split, f"msf-{lam:g}"), iou)
         reach = max(reach, fpi)
         axis.plot([fpi], [tpr or 0.0], marker, markersize=9 if marker == "*" else 6, color="black", markerfacecolor=YELLOW,
                   markeredgewidth=0.7, linestyle="none", label=f"MSF, λ = {lam:g}", zorder=5)  # fmt: skip
     axis.set(xlim=(0, min(1.08 * reach, 4.0)), ylim=(0, 1.03))
-    axis.legend(frameon=False, loc="lower right")
+    canvas.legend(frameon=False, loc="outside right center")
     return canvas
 
 
@@ -159,7 +162,7 @@ def steps(study: Study) -> Iterator[Step]:
         needed = ("data/inbreast", *(f"split/{s}" for s in names), *needs)
         settings = {"single": study.single, "lambdas": list(study.config.lambdas), "lam": study.config.fusion.lam}
         settings |= {"hit_iou": study.config.assumptions.hit_iou, "score_min": study.config.fusion.score_min}
-        yield Step(f"fig{number}", run, (file,), needed, settings)
+        yield Step(f"fig{number}", run, (file,), needed, settings, version=2)
 
 
 def write_svg(file: Path, canvas: Figure) -> None:
@@ -315,8 +318,3 @@ def plain_axes(axis: Any, x: str, y: str) -> Any:
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     return axis
-
-
-def _colours() -> Iterator[str]:
-    while True:
-        yield from COLOURS

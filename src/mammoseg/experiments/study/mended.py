@@ -26,7 +26,7 @@ from mammoseg.evaluation.matching import Criterion
 from mammoseg.evaluation.measures import outcome, rank_candidates
 from mammoseg.evaluation.overlap import dice, inscribed_ellipse
 from mammoseg.experiments.study import paper
-from mammoseg.experiments.study.figures import COLOURS, STYLE, plain_axes, write_svg
+from mammoseg.experiments.study.figures import COLOURS, DASHES, STYLE, plain_axes, write_svg
 from mammoseg.experiments.study.graph import Step
 from mammoseg.experiments.study.splits import leaked_patients
 from mammoseg.experiments.study.tables import Row, average_precisions, crop_dice, tpr_and_fpi, whole_dice, write_rows
@@ -65,7 +65,8 @@ def steps(study: Study) -> Iterator[Step]:
             write_svg(study.out / FROC_FILE, froc_figure(study))
 
     tuned = tuple(f"two-stage-tuned/{s}/{m.networks[0]}" for s in study.by_patient)
-    yield Step("mended-froc", draw, (FROC_FILE,), ("data/inbreast", *mine, *tuned), {"hit_iou": config.assumptions.hit_iou})
+    yield Step("mended-froc", draw, (FROC_FILE,), ("data/inbreast", *mine, *tuned), {"hit_iou": config.assumptions.hit_iou},
+               version=2)  # fmt: skip
 
     def gap() -> None:
         write_rows(study.out / GAP_FILE, gap_rows(study), _splits(study))
@@ -147,18 +148,17 @@ def _crop_values(pair: Pair) -> Iterator[tuple[float, float]]:
 def froc_figure(study: Study) -> Figure:
     """FROC over all test images of the patient-wise splits, with a mass and without, by four hit criteria."""
     pairs = _pool(study, f"two-stage-tuned/{study.config.mended.networks[0]}")
-    canvas = Figure(figsize=(4.4, 3.4), layout="constrained")
+    canvas = Figure(figsize=(6.0, 3.4), layout="constrained")
     axis = plain_axes(canvas.subplots(), "Average false positives per image", "True positive rate")
-    for criterion, colour in zip(CRITERIA, COLOURS, strict=False):
+    for criterion, colour, dashes in zip(CRITERIA, COLOURS, DASHES, strict=False):
         curve = froc(rank_candidates(pairs, criterion).counts())
-        axis.step(
-            np.append(0, curve.fpi), np.append(0, curve.tpr), where="post", color=colour, linewidth=1.2, label=criterion.name
-        )
+        axis.step(np.append(0, curve.fpi), np.append(0, curve.tpr), where="post", color=colour, linestyle=dashes,
+                  linewidth=1.2, label=criterion.name)  # fmt: skip
     tpr, fpi = tpr_and_fpi([_shown(p) for p in pairs], study.config.assumptions.hit_iou)
     axis.plot([fpi], [tpr or 0.0], "*", color="black", markerfacecolor="#ffd500", markersize=9, linestyle="none",
               label="operating point chosen", zorder=5)  # fmt: skip
     axis.set(xlim=(0, max(1.0, 1.2 * fpi)), ylim=(0, 1.03))
-    axis.legend(frameon=False, loc="lower right")
+    canvas.legend(frameon=False, loc="outside right center")
     return canvas
 
 

@@ -37,6 +37,8 @@ from mammoseg.fusion import FusionConfig
 from mammoseg.io.atomic import write_atomic
 from mammoseg.types import DatasetItem, Fold
 
+TAKEN_OVER = ("arch", "network", "frame", "mean", "std", "xy_scale")
+"""Settings of a detector that fine-tuning takes from where it starts."""
 TRAINING_LEFTOVERS = ("checkpoints", "tensorboard", "curve.csv", "curve.svg", "seconds.json")
 
 
@@ -84,6 +86,16 @@ class Study:
     def pairs_with_masks(self, split: str, setup: str) -> list[Pair]:
         """The findings of one set-up on the test images with an outlined mass."""
         return load(self.findings(split, setup), with_masks(self.side(split, "test")))
+
+    @property
+    def effective(self) -> StudyConfig:
+        """The settings as they work: fine-tuning takes over network and preprocessing of the detector it starts from."""
+        start, finetune = _pretrained(self), self.config.finetune
+        if start is not None:
+            finetune = going_on(finetune, start)
+        elif self.cbis_ddsm is not None:
+            finetune = replace(finetune, **{key: getattr(self.config.pretrain, key) for key in TAKEN_OVER})
+        return replace(self.config, finetune=finetune)
 
     @property
     def scales(self) -> list[str]:
@@ -186,8 +198,7 @@ def going_on(config: DetectorTrainConfig, init: Path | None) -> DetectorTrainCon
     if init is None:
         return config
     taken = read_settings(None, [], init)
-    same = {key: getattr(taken, key) for key in ("arch", "network", "frame", "mean", "std", "xy_scale")}
-    return replace(config, weights=None, **same)
+    return replace(config, weights=None, **{key: getattr(taken, key) for key in TAKEN_OVER})
 
 
 def _training_settings(config: Any) -> dict[str, Any]:

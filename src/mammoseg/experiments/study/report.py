@@ -6,13 +6,16 @@ import base64
 import json
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mammoseg import __version__
+from mammoseg.bundle import default_bundle
 from mammoseg.datasets import dataset_name, parse_spec
 from mammoseg.datasets.splits import load_fold
 from mammoseg.experiments.study import mended, paper
 from mammoseg.experiments.study.assumptions import INHERENT, assumed, departures
+from mammoseg.experiments.study.config import StudyConfig
 from mammoseg.experiments.study.figures import figure2, figure3, figure4, figure5, figure6, figure7
 from mammoseg.experiments.study.graph import Step
 from mammoseg.experiments.study.splits import leaked_patients
@@ -41,12 +44,12 @@ def step(study: Study) -> Step:
     def run() -> None:
         write_atomic(study.out / FILE, html(study).encode())
 
-    return Step("report", run, (FILE,), tuple(needs), {"config": shown_config(study), "version": __version__})
+    return Step("report", run, (FILE,), tuple(needs), {"config": shown_config(study), "version": __version__}, version=2)
 
 
 def shown_config(study: Study) -> list[list[str]]:
     """All that the page says of the settings; no paths."""
-    return [list(row) for row in (*assumed(study.config), *departures(study.config))]
+    return [list(row) for row in (*assumed(study.effective), *departures(study.effective))]
 
 
 def html(study: Study) -> str:
@@ -69,7 +72,8 @@ def _header(study: Study) -> str:
     first = load_fold(study.out / "splits" / f"{study.published[0]}.json")
     source = "none" if study.cbis_ddsm is None else escape(dataset_name(study.cbis_ddsm))
     if study.config.pretrained:
-        source = f"a model trained before ({escape(study.config.pretrained.rstrip('/').rsplit('/', 1)[-1])})"
+        name = default_bundle().name if study.config.pretrained == "installed" else Path(study.config.pretrained).name
+        source = f"a model trained before ({escape(name)})"
     phantoms = any("phantom" in str(i.attributes.get("source_id", "")).lower() for i in items) or "phantom" in study.inbreast
     warning = (
         '<p class="note">These are phantoms: synthetic images made to run the study, not to measure anything.</p>'
@@ -305,18 +309,19 @@ def _strata(found: Mapping[str, Any], name: str) -> str:
 
 
 def _assumptions(study: Study) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(what)}</td><td>{escape(value)}</td><td><code>{escape(key)}</code></td><td>{escape(why)}</td></tr>"
-        for what, key, value, why in assumed(study.config)
-    )
-    head = "<tr><th>open in the paper</th><th>here</th><th>setting</th><th>why</th></tr>"
+    rows = ""
+    for (what, key, value, why), (_, _, default, _) in zip(assumed(study.effective), assumed(StudyConfig()), strict=True):
+        other = "" if value == default else f"<div class=ci>default: {escape(default)}</div>"
+        rows += f"<tr><td>{escape(what)}</td><td>{escape(value)}{other}</td><td><code>{escape(key)}</code></td>"
+        rows += f"<td>{escape(why)}</td></tr>"
+    head = "<tr><th>open in the paper</th><th>here</th><th>setting</th><th>why this default</th></tr>"
     return f"<h2>Assumptions</h2><section class=card><table>{head}{rows}</table></section>"
 
 
 def _departures(study: Study) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(key)}</code></td><td>{escape(there)}</td><td>{escape(here)}</td></tr>"
-        for key, there, here in departures(study.config)
+        for key, there, here in departures(study.effective)
     )
     table = (
         f"<table><tr><th>setting</th><th>published</th><th>here</th></tr>{rows}</table>"
