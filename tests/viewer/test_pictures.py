@@ -21,8 +21,8 @@ def test_the_pictures_of_the_page(server: Any, view_of: Callable[..., Any], tmp_
     folder = Path(os.environ.get("MAMMOSEG_PICTURES", tmp_path))
     viewer = view_of(size=(1280, 800)).open(server.url)
 
-    def keep(name: str) -> None:
-        viewer.page.locator("#findings h2").scroll_into_view_if_needed()
+    def keep(name: str, first: str = "#findings h2") -> None:
+        viewer.page.locator(first).evaluate("e => e.scrollIntoView({ block: 'start' })")
         viewer.settle()
         viewer.page.screenshot(path=folder / f"{name}.png")
 
@@ -45,7 +45,7 @@ def test_the_pictures_of_the_page(server: Any, view_of: Callable[..., Any], tmp_
     viewer.page.locator("#show-scales").check()
     viewer.page.wait_for_selector("#show-scale-4", timeout=60_000)
     viewer.settle()
-    keep("viewer-layers")
+    keep("viewer-layers", first="#show-overlays")
     viewer.show(mask=False)
     viewer.page.locator("#show-scales").uncheck()
     viewer.page.get_by_role("button", name="Side by side").click()

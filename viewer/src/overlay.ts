@@ -62,6 +62,8 @@ type FusionMask = NonNullable<Layers['fusion_mask']>;
 class Pen {
   /** Where words are: none are written over others. */
   private readonly taken: Box[] = [];
+  /** Scores of boxes that are no lesions, written when all lines are drawn. */
+  private readonly scores: Label[] = [];
 
   constructor(
     private readonly context: CanvasRenderingContext2D,
@@ -83,6 +85,7 @@ class Pen {
     if (show.candidates) for (const found of candidates) this.scored(found, CANDIDATE, [5, 4], show.labels);
     for (const mass of truth?.lesions ?? []) this.truth(mass);
     for (const lesion of lesions) this.lesion(lesion, lesion.id === selected, show);
+    for (const { text, left, y, colour } of this.scores) this.text(text, left, y, colour, SMALL_LABEL);
     for (const { text, left, y, colour } of labels) this.text(text, left, y, colour, LABEL);
     if (pointed && candidates.includes(pointed)) this.pointed(pointed);
   }
@@ -136,7 +139,7 @@ class Pen {
     if (labelled && x2 - x1 >= LABEL_FROM) {
       const text = score.toFixed(2);
       const left = this.room(text, x1, y2 + 13, SMALL_LABEL);
-      if (left !== null) this.text(text, left, y2 + 13, colour, SMALL_LABEL);
+      if (left !== null) this.scores.push({ text, left, y: y2 + 13, colour });
     }
     context.globalAlpha = whole;
   }
