@@ -162,7 +162,7 @@ def steps(study: Study) -> Iterator[Step]:
         needed = ("data/inbreast", *(f"split/{s}" for s in names), *needs)
         settings = {"single": study.single, "lambdas": list(study.config.lambdas), "lam": study.config.fusion.lam}
         settings |= {"hit_iou": study.config.assumptions.hit_iou, "score_min": study.config.fusion.score_min}
-        yield Step(f"fig{number}", run, (file,), needed, settings, version=2)
+        yield Step(f"fig{number}", run, (file,), needed, settings, version=3)
 
 
 def write_svg(file: Path, canvas: Figure) -> None:
@@ -286,10 +286,16 @@ def _arrows(axis: Any, pair: Pair) -> None:
     labels, count = ndimage.label(full)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     for label in np.argsort(-sizes)[:8] + 1:
-        x1, y1, _, y2 = mask_box(labels == label)
+        x1, y1, x2, y2 = mask_box(labels == label)
         colour = YELLOW if (truth & (labels == label)).any() else "#ff2020"
-        tip, tail = (x1 - 0.01 * width, (y1 + y2) / 2), (x1 - 0.13 * width, (y1 + y2) / 2 - 0.05 * height)
-        axis.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.1}, annotation_clip=False)
+        x, y, dx, dy = x1 - 0.01 * width, (y1 + y2) / 2, -0.12 * width, -0.05 * height
+        if x + dx < 0 and x2 + 0.13 * width <= width:  # no room on the left
+            x, dx = x2 + 0.01 * width, -dx
+        elif x + dx < 0:
+            x = (x1 + x2) / 2
+        dy = dy if y + dy >= 0 else -dy
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.1}
+        axis.annotate("", (x, y), (x + dx, y + dy), arrowprops=arrow, annotation_clip=False)
 
 
 def _boxes(axis: Any, found: Detections, colour: str, scores: bool = False) -> None:

@@ -105,7 +105,7 @@ def choose_operating_point(
 ) -> dict[str, Any]:
     """The λ and the score threshold that find most masses at no more than `fpi_max` false positives an image.
 
-    Of equals the fewer false positives, then the first λ. Where even the best box is too much, the threshold lies above it.
+    Of equals the fewer false positives, then the first λ. Where even the best box is too much, the threshold is 1, the highest.
     Returns {"lam", "lesion_score_min", "tpr", "fpi"} with every λ's own under "tried".
     """
     tried = []

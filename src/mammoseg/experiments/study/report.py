@@ -121,7 +121,7 @@ def _table(study: Study, number: int) -> str:
 
 
 def _cell(ours: str, theirs: str, digits: int) -> str:
-    said = f'<div class="paper">{escape(theirs)}</div>' if theirs else ""
+    said = f'<div class="paper">{_number(theirs, digits)}</div>' if theirs else ""
     return f"<td class=num>{_number(ours, digits)}{said}</td>"
 
 
@@ -164,9 +164,9 @@ def _mended(study: Study) -> str:
     m = study.config.mended
     parts = [
         "<div class=mended><h2>Mended: the same questions with patients apart</h2>",
-        f"<p>{len(study.by_patient)} splits by patient: about {m.train:.0%} of the patients to train on, {m.validation:.0%} to "
-        "choose λ and the score threshold on, the rest to test on, with their images without a mass. Intervals: 95%, "
-        "bootstrap over patients, pooled over the splits.</p>",
+        f"<p>{len(study.by_patient)} split{'s' * (len(study.by_patient) > 1)} by patient: about {m.train:.0%} of the patients "
+        f"to train on, {m.validation:.0%} to choose λ and the score threshold on, the rest to test on, with their images "
+        "without a mass. Intervals: 95%, bootstrap over patients, pooled over the splits.</p>",
         _lacking(study, found),
         _points(found),
         _gap(study),
