@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -74,6 +75,33 @@ def test_the_card_speaks_of_the_data_this_bundle_was_made_from_and_of_no_other(t
     assert "missed more often" not in shipped + own + tuned
 
 
+def test_the_card_shows_evaluations_and_calibration_as_tables(tmp_path: Path) -> None:
+    from mammoseg.experiments.card import write_card
+    from mammoseg.training.checkpoint import Model
+
+    record: dict[str, object] = {"dataset": "mine"}
+    models = {"detector": Model("detector", {}, {}, {}, record), "segmenter": Model("segmenter", {}, {}, {}, record)}
+    networks = {k: {"config": {}, "weights": "float16"} for k in models}
+    reliability = {"n": 523, "least": 0.05, "rate": 0.4, "ece": 0.0478, "brier": 0.1357, "bins": [{"n": 1}]}
+    interval = {"value": 0.5, "low": 0.25, "high": 0.75}
+    strata = [{"by": "density", "group": "2", "n_masses": 7, "n_images": 6, "n_patients": 5, "tpr": interval, "dice": interval}]
+    metrics = {
+        "bytes": dict.fromkeys(("detector.safetensors", "segmenter.safetensors"), 1),
+        "gate": {"ways": {}},
+        "films": {"on": "4 images", "figures": {"AP": interval, "TPR": {**interval, "value": None}}, "strata": strata},
+        "calibration": {"on": "4 images", "criterion": "IoU 0.5", "raw": None, "cross_fitted": reliability},
+    }
+    write_card(tmp_path / "card.md", {"name": "x", "made_with": "mammoseg", "networks": networks}, metrics, models)
+    card = (tmp_path / "card.md").read_text()
+    assert "## Results\n\n### Measured on films\n\n4 images, 95%" in card
+    assert "| AP | 0.500 [0.250, 0.750] |\n| TPR | – |" in card
+    assert "| density | 2 | 7 | 0.500 [0.250, 0.750] |" in card
+    assert "| each patient's by a fit on the others | 0.048 | 0.136 | 523 from 0.05 |" in card
+    assert "bins" not in card.replace("bins of equal mass", "")
+    assert "gate" not in card
+    assert "| raw |" not in card
+
+
 def test_models_of_earlier_forms_become_bundles_of_todays(tiny_bundle: Path, model_directories: tuple[Path, Path]) -> None:
     """The fixture's detector has no arch; early segmenters carry a threshold in their spec."""
     from mammoseg.experiments.make_bundle import make_bundle
@@ -97,6 +125,33 @@ def test_models_of_earlier_forms_become_bundles_of_todays(tiny_bundle: Path, mod
     assert "elsewhere" not in made.card
     assert "EfficientNet-Lite trained on ImageNet (Apache-2.0)" in made.card
     assert "threshold" not in open_bundle(early / "bundle").config["networks"]["segmenter"]["spec"]
+
+
+def test_a_bundle_says_what_each_of_its_networks_has_seen(model_directories: tuple[Path, Path], tmp_path: Path) -> None:
+    """A network taken out of it brings its own images alone; out of an older bundle, which does not say, those of all."""
+    from mammoseg.experiments.make_bundle import make_bundle
+    from mammoseg.experiments.start import open_model
+
+    folders = []
+    for folder, digit in zip(model_directories, "ab", strict=True):
+        folders.append(tmp_path / folder.name)
+        shutil.copytree(folder, folders[-1])
+        described = json.loads((folders[-1] / "model.json").read_text())
+        described["record"] |= {"image_sha256": [digit * 64], "patient_sha256": [digit * 64]}
+        (folders[-1] / "model.json").write_text(json.dumps(described))
+    make_bundle(*folders, tmp_path / "made")
+    assert open_bundle(tmp_path / "made").training["patient_sha256"] == ["a" * 64, "b" * 64]
+    kinds: tuple[Literal["detector", "segmenter"], ...] = ("detector", "segmenter")
+    for kind, digit in zip(kinds, "ab", strict=True):
+        record = open_model(tmp_path / "made", kind).record
+        assert (record["image_sha256"], record["patient_sha256"]) == ([digit * 64], [digit * 64])
+    file = tmp_path / "made" / "training.json"
+    older = json.loads(file.read_text())
+    for record in older["networks"].values():
+        del record["image_sha256"], record["patient_sha256"]
+    file.write_text(json.dumps(older))
+    write_sums(tmp_path / "made")
+    assert open_model(tmp_path / "made", "segmenter").record["image_sha256"] == ["a" * 64, "b" * 64]
 
 
 def test_torch_reads_the_bundle_back_to_go_on_training(tiny_bundle: Path, model_directories: tuple[Path, Path]) -> None:

@@ -74,13 +74,42 @@ def write_card(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]
             f"{networks[kind]['weights']}, {size:.1f} MB"
         )
     lines += ["", "## Results", ""]
-    shown = {k: v for k, v in metrics.items() if k not in ("bytes", "parity")}
-    lines += [f"- {k}: {_flat(v) if isinstance(v, Mapping) else v}" for k, v in shown.items()] or ["None recorded."]
+    lines += _results({k: v for k, v in metrics.items() if k not in ("bytes", "parity", "gate")}) or ["None recorded."]
     parity = metrics.get("parity", {})
     if parity:
         lines += ["", "These weights under OpenVINO against the trained float32 networks in torch:", ""]
         lines += [f"- {k.replace('_', ' ')}: {v}" for k, v in parity.items()]
     path.write_text("\n".join(lines) + "\n\n" + _data(models) + "\n" + _use(models), encoding="utf-8")
+
+
+def _results(metrics: Mapping[str, Any]) -> list[str]:
+    """Plain values as a list; an evaluation and a calibration, as `mammoseg bundle build` keeps them, in tables."""
+    lines, after = [], []
+    for name, value in metrics.items():
+        if name == "calibration" and isinstance(value, Mapping):
+            after += ["", "### Scores as probabilities", "", f"Fitted on {value['on']}.", ""]
+            after += ["| scores | ECE, bins of equal mass | Brier score | candidates |", "|---|---|---|---|"]
+            for words, key in (("raw", "raw"), ("each patient's by a fit on the others", "cross_fitted")):
+                if found := value.get(key):
+                    after.append(
+                        f"| {words} | {found['ece']:.3f} | {found['brier']:.3f} | {found['n']} from {found['least']:g} |"
+                    )
+        elif isinstance(value, Mapping) and "figures" in value:
+            after += ["", f"### Measured on {name}", "", f"{value['on']}, 95% intervals by bootstrap over patients.", ""]
+            after += ["| figure | value |", "|---|---|"]
+            after += [f"| {label} | {_interval(figure)} |" for label, figure in value["figures"].items()]
+            if value.get("strata"):
+                after += ["", "| masses by | group | masses | found at the operating point |", "|---|---|---|---|"]
+                after += [f"| {s['by']} | {s['group']} | {s['n_masses']} | {_interval(s['tpr'])} |" for s in value["strata"]]
+        else:
+            lines.append(f"- {name}: {_flat(value) if isinstance(value, Mapping) else value}")
+    return lines + (after if lines else after[1:])
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "–"
+    return f"{figure['value']:.3f}" + ("" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]")
 
 
 def _data(models: Mapping[str, Model]) -> str:

@@ -177,9 +177,11 @@ def training_record(models: Mapping[str, Model]) -> dict[str, Any]:
     records: dict[str, Any] = {}
     for kind, model in models.items():
         record = dict(model.record)
-        images.update(record.pop("image_sha256", ()), record.pop("files_sha256", ()))
-        patients.update(record.pop("patient_sha256", ()), record.pop("patients_sha256", ()))
-        records[kind] = record
+        seen = sorted({*record.get("image_sha256", ()), *record.pop("files_sha256", ())})
+        whose = sorted({*record.get("patient_sha256", ()), *record.pop("patients_sha256", ())})
+        images.update(seen)
+        patients.update(whose)
+        records[kind] = record | {"image_sha256": seen, "patient_sha256": whose}
     return {"image_sha256": sorted(images), "patient_sha256": sorted(patients), "networks": records}
 
 

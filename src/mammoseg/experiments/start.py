@@ -21,8 +21,8 @@ log = logging.getLogger("mammoseg.experiments")
 def open_model(path: Path, kind: Literal["detector", "segmenter"]) -> Model:
     """The network `kind` at `path`, a model directory or a bundle, with the record of what it was trained on.
 
-    Of a bundle, everything that any of its networks has seen counts as seen. Raises TrainingError where `path` holds another
-    kind of model, BundleError where it is no complete bundle either.
+    A bundle says of each network what it has seen; of an older one, everything that any of its networks has seen counts.
+    Raises TrainingError where `path` holds another kind of model, BundleError where it is no complete bundle either.
     """
     if (path / "model.json").is_file():
         model = load_model(path)
@@ -35,7 +35,7 @@ def open_model(path: Path, kind: Literal["detector", "segmenter"]) -> Model:
     bundle = open_bundle(path)
     described = bundle.config["networks"][kind]
     record = dict(bundle.training.get("networks", {}).get(kind, {}))
-    record |= {name: bundle.training.get(name, []) for name in ("image_sha256", "patient_sha256")}
+    record = {name: bundle.training.get(name, []) for name in ("image_sha256", "patient_sha256")} | record
     state = {k: torch.from_numpy(np.array(v)) for k, v in bundle.state(kind).items()}
     origin = {"name": bundle.name, "sha256": hash_file(bundle.directory / f"{kind}.safetensors"), "bundle": bundle.sha256}
     return Model(kind, state, described["config"], described["spec"], record, origin)
