@@ -299,6 +299,15 @@ def test_worst_cases_are_the_worst():
     assert len(groups["Worst outlines of masses found"]) == 2
 
 
+def test_a_missed_mass_says_what_lay_there():
+    """Masses are 4 x 4: a quarter of one, the whole of one with a low score, and nothing."""
+    near = findings("a", [lesion(1, 60, 60)], [(8, 8, 10, 10, 0.2), (30, 30, 34, 34, 0.1)])
+    couples = [(item("a", [mass(8, 8), mass(30, 30), mass(50, 8)]), near), (item("b", [mass(8, 8)]), findings("b"))]
+    missed = worst_cases(evaluate_pairs(pairs_of(*couples), FAST))[0][2]
+    words = ["no candidate fits; the nearest: IoU 0.25, score 0.20", "best candidate 0.10", "no candidate there"]
+    assert sorted(c.caption for c in missed) == sorted([*words, "no candidate there"])
+
+
 def test_a_picture_that_cannot_be_read_has_a_line_in_its_place():
     page = html(evaluate_pairs(pairs_of(*CASE_13), FAST))
     assert page.count("no picture:") == 5

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
 from mammoseg.errors import MammosegError
 from mammoseg.evaluation.bootstrap import Interval
 from mammoseg.evaluation.evaluate import Evaluation, Figure
@@ -15,6 +17,7 @@ from mammoseg.evaluation.matching import Criterion
 from mammoseg.evaluation.measures import Outcome
 from mammoseg.evaluation.plots import Point, case_picture, focus_of, froc_svg, pr_svg, reliability_svg
 from mammoseg.evaluation.strata import Stratum
+from mammoseg.geometry import box_iou
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.load import load_mammogram
 
@@ -48,6 +51,18 @@ def html(evaluation: Evaluation) -> str:
     return _PAGE.replace("{{style}}", _STYLE).replace("{{body}}", "\n".join(p for p in parts if p))
 
 
+def _nearest(outcome: Outcome, mass: int) -> str:
+    """Of a mass that no candidate has found: the one that lies over it best."""
+    candidates = outcome.pair.findings.candidates
+    if candidates is None or not len(candidates.scores):
+        return "no candidate there"
+    iou = box_iou(candidates.boxes, np.array([outcome.pair.truth.annotation.masses[mass].box], dtype=np.float64))[:, 0]
+    best = int(iou.argmax())
+    if iou[best] < 0.01:
+        return "no candidate there"
+    return f"no candidate fits; the nearest: IoU {iou[best]:.2f}, score {candidates.scores[best]:.2f}"
+
+
 def worst_cases(evaluation: Evaluation) -> list[tuple[str, str, list[Case]]]:
     """Missed masses (those the candidates see least first), false positives by score, matched outlines by Dice."""
     n = evaluation.options.worst
@@ -56,7 +71,7 @@ def worst_cases(evaluation: Evaluation) -> list[tuple[str, str, list[Case]]]:
         masses, lesions = o.pair.truth.annotation.masses, o.pair.findings.lesions
         for m in o.missed:
             best = o.best_score[m]
-            text = "no candidate there" if best is None else f"best candidate {best:.2f}"
+            text = _nearest(o, m) if best is None else f"best candidate {best:.2f}"
             area = (masses[m].box[2] - masses[m].box[0]) * (masses[m].box[3] - masses[m].box[1])
             if o.pair.findings.status != "processed":
                 text = f"{o.pair.findings.status}: {o.pair.findings.reason}"
