@@ -61,10 +61,7 @@ def held(out: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if made:
             stack.callback(_drop_if_empty, out)
-        try:
-            stack.enter_context(locked(out / LOCK))
-        except BlockingIOError as error:
-            raise UsageError(f"another run is writing to {out}: wait for its end, or name another folder") from error
+        _lock(stack, out / LOCK, out)
         yield
 
 
@@ -74,11 +71,15 @@ def held_beside(out: Path) -> Iterator[None]:
     place = out.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(place.with_name(f".{place.name}{LOCK}")))
-        except BlockingIOError as error:
-            raise UsageError(f"another run is writing to {out}: wait for its end, or name another folder") from error
+        _lock(stack, place.with_name(f".{place.name}{LOCK}"), out)
         yield
+
+
+def _lock(stack: contextlib.ExitStack, file: Path, out: Path) -> None:
+    try:
+        stack.enter_context(locked(file))
+    except BlockingIOError as error:
+        raise UsageError(f"another run is writing to {out}: wait for its end, or name another folder") from error
 
 
 def _drop_if_empty(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,15 @@ def open_model(path: Path, kind: Literal["detector", "segmenter"]) -> Model:
     state = {k: torch.from_numpy(np.array(v)) for k, v in bundle.state(kind).items()}
     origin = {"name": bundle.name, "sha256": hash_file(bundle.directory / f"{kind}.safetensors"), "bundle": bundle.sha256}
     return Model(kind, state, described["config"], described["spec"], record, origin)
+
+
+_IN_OUT = ("model", "checkpoints", "tensorboard")
+
+
+def check_run_names(names: Sequence[str]) -> None:
+    """Raises ConfigError unless runs that come before another (`before`) can each have a folder of its name beside its own."""
+    if len({*names, *_IN_OUT}) < len(names) + len(_IN_OUT) or not all(name.isidentifier() for name in names):
+        raise ConfigError(f"before: expected a name of its own for each run, not {', '.join(_IN_OUT)}, got {list(names)}")
 
 
 def datasets_of(record: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from mammoseg.experiments.record import (
     run_identity,
     with_further,
 )
-from mammoseg.experiments.start import datasets_of, open_model, refuse_contradictions, tell_changes
+from mammoseg.experiments.start import check_run_names, datasets_of, open_model, refuse_contradictions, tell_changes
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.resize import FrameConfig, frame_transform
 from mammoseg.training.checkpoint import Model, save_model
@@ -57,9 +57,6 @@ class DetectorStage:
     name: str
     also: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-_IN_OUT = ("model", "checkpoints", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,7 @@ class DetectorTrainConfig:
 
     def __post_init__(self) -> None:
         network_config(self.arch, self.network)  # raises ConfigError
-        names = [stage.name for stage in self.before]
-        if len({*names, *_IN_OUT}) < len(names) + len(_IN_OUT) or not all(name.isidentifier() for name in names):
-            raise ConfigError(f"before: expected a name of its own for each run, not {', '.join(_IN_OUT)}, got {names}")
+        check_run_names([stage.name for stage in self.before])
         for stage in self.before:
             self.of_stage(stage)  # raises ConfigError
         if self.also_repeat < 1:

@@ -18,7 +18,7 @@ from mammoseg.datasets.splits import content_hash, load_fold, save_fold, select,
 from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
 from mammoseg.experiments.single_region import never_tested
-from mammoseg.experiments.start import open_model, refuse_contradictions, tell_changes
+from mammoseg.experiments.start import check_run_names, open_model, refuse_contradictions, tell_changes
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig, jitter_box, turn
 from mammoseg.reconstruction import ReconstructionConfig
 from mammoseg.segmentation import build_segmenter, network_class, network_config
@@ -34,7 +34,6 @@ from mammoseg.training.seeding import batch_indices, generator
 from mammoseg.types import BoolMask, DatasetItem, FloatImage, Fold
 
 log = logging.getLogger("mammoseg.experiments")
-_IN_OUT = ("model", "checkpoints", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,7 @@ class SegmenterTrainConfig:
         network_config(self.arch, self.network)  # raises ConfigError
         if self.spec.crop not in (CropConfig(), self.crop):
             raise ConfigError("spec.crop: crops of training and inference are the same; set crop alone")
-        names = [stage.name for stage in self.before]
-        if len({*names, *_IN_OUT}) < len(names) + len(_IN_OUT) or not all(name.isidentifier() for name in names):
-            raise ConfigError(f"before: expected a name of its own for each run, not {', '.join(_IN_OUT)}, got {names}")
+        check_run_names([stage.name for stage in self.before])
         for stage in self.before:
             self.of_stage(stage)  # raises ConfigError
 
