@@ -125,6 +125,17 @@ def test_true_crops_and_the_ellipse_beside_them():
     assert result["dice_gain_over_ellipse"].value == pytest.approx(0.5 - (1 + square_ellipse) / 2)
 
 
+def test_detected_boxes_beside_true_ones_on_the_masses_found():
+    truth = item("a", [mass(8, 8), mass(30, 30)])
+    automatic, given = findings("a", [lesion(1, 9, 8)]), findings("a", [lesion(1, 8, 8), lesion(2, 30, 30)])
+    result = evaluate_pairs(pairs_of((truth, automatic)), FAST, pairs_of((truth, given)))
+    # One column of the 4×4 square off: 12 of 16 pixels in common. The second mass was not found, so it is in no comparison.
+    assert result["dice_cost_of_detected_boxes"].value == pytest.approx(0.75 - 1)
+    assert next(f.n for f in result.figures if f.key == "dice_cost_of_detected_boxes") == 1
+    nothing = evaluate_pairs(pairs_of((truth, findings("a"))), FAST, pairs_of((truth, given)))
+    assert "dice_cost_of_detected_boxes" not in {f.key for f in nothing.figures}
+
+
 def test_no_mass_at_all_has_no_curve_but_its_false_positives():
     result = evaluate_pairs(pairs_of(*CASE_13[3:]), FAST)
     assert result["ap_iou_0.5"].value is None

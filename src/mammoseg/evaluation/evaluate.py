@@ -187,7 +187,7 @@ def evaluate_pairs(pairs: Pairs, options: EvaluationOptions, crops: Pairs | None
     figures = _with_intervals(measures, pairs, options)
     if crops is not None:
         admit(crops, options.allow_seen, options.allow_missing)
-        figures += _with_intervals(crop_measures(crops.pairs), crops, options)
+        figures += _with_intervals(crop_measures(crops.pairs, outcomes), crops, options)
     reliable = reliability(ranked.scores, ranked.hits)
     if reliable is not None:
         figures += [

@@ -166,27 +166,35 @@ def outline_measures(outcomes: Sequence[Outcome]) -> list[Measure]:
     return out
 
 
-def crop_measures(pairs: Sequence[Pair]) -> list[Measure]:
+def crop_measures(pairs: Sequence[Pair], automatic: Sequence[Outcome] = ()) -> list[Measure]:
     """Dice on true crops, from findings made with the true boxes given, beside the ellipse inscribed in each true box.
 
-    Each mass is compared with the lesion whose box fits its own best; where none overlaps, its Dice is 0.
+    Each mass is compared with the lesion whose box fits its own best; where none overlaps, its Dice is 0. automatic: outcomes
+    of the same images with boxes that were detected; of the masses found there, both Dice are compared, mass by mass.
     """
-    ours, ellipse = [], []
+    ours, ellipse, cost = [], [], []
+    detected = {o.pair.truth.image_id: o.dices for o in automatic}
     for k, pair in enumerate(pairs):
         lesions = pair.findings.lesions
         overlap = box_iou(true_boxes(pair), np.array([x.box for x in lesions], dtype=np.float64).reshape(-1, 4))
+        found = detected.get(pair.truth.image_id, {})
         for m, mass in enumerate(pair.truth.annotation.masses):
             if mass.mask is None or not mass.mask.any():
                 continue
             best = int(overlap[m].argmax()) if len(lesions) else 0
             ours.append((k, dice(placed(lesions[best]), placed(mass)) if len(lesions) and overlap[m, best] > 0 else 0.0))
             ellipse.append((k, dice(inscribed_ellipse(mass.box), placed(mass))))
+            if m in found:
+                cost.append((k, found[m] - ours[-1][1]))
     gain = [(k, a - b) for (k, a), (_, b) in zip(ours, ellipse, strict=True)]
-    return [
+    out = [
         _mean("dice_true_crops", "Dice, true crops", ours, "masses"),
         _mean("dice_ellipse", "Dice of the ellipse in the true box (baseline)", ellipse, "masses"),
         _mean("dice_gain_over_ellipse", "True crops minus ellipse, paired", gain, "masses"),
     ]
+    if cost:
+        out.append(_mean("dice_cost_of_detected_boxes", "Detected minus true boxes, masses found, paired", cost, "masses"))
+    return out
 
 
 def rank_candidates(pairs: Sequence[Pair], criterion: Criterion) -> Ranked:
