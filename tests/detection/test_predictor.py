@@ -11,7 +11,7 @@ import pytest
 
 from mammoseg.detection.predictor import Detector, DetectorSpec, decode
 from mammoseg.geometry import box_iou, nms
-from mammoseg.preprocessing.resize import FrameConfig, measure, network_frame
+from mammoseg.preprocessing.resize import FrameConfig, FrameSource, measure, network_frame
 from mammoseg.types import Mammogram
 
 ANCHORS = tuple((10.0 + 7 * i, 14.0 + 5 * i) for i in range(9))
@@ -120,7 +120,7 @@ def test_detection_lies_on_the_object_in_native_pixels_at_every_scale(frame: Fra
         centre = (detections.boxes[0, :2] + detections.boxes[0, 2:]) / 2
         np.testing.assert_allclose(centre, (140, 420), atol=2.0)
         # The box has the anchor's size at the network's input.
-        _, transform = network_frame(pixels, measure(pixels, frame), size, frame.aspect)
+        _, transform = network_frame(FrameSource.of(pixels, measure(pixels, frame)), size, frame.aspect)
         side = transform.boxes(detections.boxes)[0]
         np.testing.assert_allclose(side[2:] - side[:2], ANCHORS[2], atol=1e-6)
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from mammoseg.geometry import Transform
 from mammoseg.preprocessing.augmentation import AugmentationConfig, change_intensity, draw, visible_boxes
 from mammoseg.preprocessing.intensity import normalise, percentile_range
-from mammoseg.preprocessing.resize import FrameConfig, frame_transform, measure, network_frame, to_network_frame, warp_region
+from mammoseg.preprocessing.resize import (
+    Aspect,
+    FrameConfig,
+    FrameMeasure,
+    FrameSource,
+    frame_transform,
+    measure,
+    network_frame,
+    to_network_frame,
+    warp_region,
+)
 
 
 def _image() -> np.ndarray:
@@ -58,9 +70,37 @@ def test_percentiles_of_the_breast_map_to_black_and_white() -> None:
     assert measured.low == pytest.approx(0.31, abs=0.03)
     assert measured.high == pytest.approx(0.49, abs=0.02)
     assert measured.box[2] < 200
-    image, _ = network_frame(pixels, measured, (320, 192), "keep")
+    image, _ = network_frame(FrameSource.of(pixels, measured), (320, 192), "keep")
     assert image.min() == 0.0
     assert image.max() == 1.0
+
+
+@pytest.mark.parametrize("aspect", ["keep", "stretch"])
+@pytest.mark.parametrize("shape", [(1601, 1203), (2304, 1790)])
+def test_frames_of_an_image_reduced_once_are_those_of_the_whole_image(aspect: Aspect, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    pixels = cv2.GaussianBlur(rng.uniform(0, 1, shape).astype(np.float32), (0, 0), 6.0)
+    pixels = (pixels - pixels.min()) / np.ptp(pixels)
+    measured = FrameMeasure((31.0, 17.0, float(shape[1]), 1590.0), 0.0, 1.0)
+    sizes = [(256, 192), (320, 224)]
+    reduced = FrameSource.of(pixels, measured, sizes, aspect)
+    assert (reduced.step > 1, reduced.size) == (True, shape)
+    for size in sizes:
+        direct, transform = network_frame(FrameSource.of(pixels, measured), size, aspect)
+        image, same = network_frame(reduced, size, aspect)
+        assert same == transform
+        across, down, *_ = transform.boxes([measured.box])[0].round().astype(int) + 2
+        inner = (slice(down, -down - 2), slice(across, -across - 2))  # a rim, where the region ends within a reduced pixel
+        apart = np.abs(image - direct)[inner].mean()
+        assert apart < 0.08 * direct[inner].std()
+        quarter = Transform(1.0, 1.0, 0.25, 0.0, size).image(direct)  # what a shift by a quarter of a pixel does
+        assert apart < np.abs(quarter - direct)[inner].mean()
+
+
+def test_frames_of_small_images_are_not_reduced_first() -> None:
+    pixels = np.zeros((900, 700), np.float32)
+    measured = FrameMeasure((0.0, 0.0, 700.0, 900.0), 0.0, 1.0)
+    assert FrameSource.of(pixels, measured, [(320, 224), (640, 320)]).pixels is pixels
 
 
 def test_percentile_range_of_nothing_or_of_one_grey_is_the_whole_range() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from mammoseg.apps.console import stopped
 from mammoseg.apps.inputs import collect_side
 from mammoseg.apps.out_folder import held
 from mammoseg.apps.worker import Job, Plan
-from mammoseg.bundle import open_bundle
+from mammoseg.bundle import WeightType, open_bundle
 from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.datasets.splits import patient_holdout, read_side, save_fold
 from mammoseg.datasets.splits import whole as every_side
 from mammoseg.errors import ConfigError, UsageError
 from mammoseg.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate_command
+from mammoseg.fusion import FusionConfig
 from mammoseg.io.atomic import hash_file, write_atomic
 from mammoseg.pipeline import PipelineConfig, settings_of
 
@@ -36,8 +38,8 @@ class RecipeConfig:
 
     holdout, fold_seed: the part of the patients of each data set that is measured and calibrated on. keep_out: patients of the
     films that are on neither side. everything: afterwards the detector is trained once more, on the patients held out as
-    well, and that one is shipped with the figures, the calibration and the operating points of the first. pipeline: settings
-    to ship, where they differ from the defaults.
+    well, and that one is shipped with the figures, the calibration and the operating points of the first. detector_weights,
+    segmenter_weights: how parameters are stored. pipeline: settings to ship, where they differ from the defaults.
     """
 
     name: str = "mammoseg"
@@ -47,6 +49,8 @@ class RecipeConfig:
     fold_seed: int = 0
     keep_out: tuple[str, ...] = ()
     everything: bool = False
+    detector_weights: WeightType = "float16"
+    segmenter_weights: WeightType = "int8"
     pipeline: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,23 +95,30 @@ def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: 
     detector = _detector(recipe.parent / config.detector, config, sources, out, whole=False)
     say("2 of 4: training the segmenter")
     segmenter = _segmenter(recipe.parent / config.segmenter, sources, out)
-    say("3 of 4: measuring on the patients held out")
+    say("3 of 4: calibrating and measuring on the patients held out")
+    options = partial(
+        BundleOptions, detector_weights=config.detector_weights, segmenter_weights=config.segmenter_weights, force=True
+    )
     raw = out / "raw"
-    settings = _raw(config.pipeline)
     if not (raw / "config.json").is_file():
-        make_bundle(detector, segmenter, raw, BundleOptions("raw", settings, images=_some(sources, out), force=True))
-    measured = {name: _measure(raw, data, out / f"{name}.json", out / name) for name, data in folds.items()}
+        make_bundle(detector, segmenter, raw, options("raw", _raw(config.pipeline)))
+    _segment(raw, sources.films, out / "films.json", out / "raw-findings")
     items = read_side(sources.films, out / "films.json", "validation")[0]
-    fitted = calibrate(out / "films" / "findings", sources.films, items).to_dict()
+    fitted = calibrate(out / "raw-findings", sources.films, items).to_dict()
     write_atomic(out / "calibration.json", (json.dumps(fitted, indent=1) + "\n").encode())
+    shipped = _over(config.pipeline, fitted["pipeline"])
+    held_out = out / "held-out"
+    if not (held_out / "config.json").is_file():
+        make_bundle(detector, segmenter, held_out, options("held-out", shipped))
+    measured = {name: _measure(held_out, data, out / f"{name}.json", out / name) for name, data in folds.items()}
     metrics = {name: _figures(evaluation, folds[name]) for name, evaluation in measured.items()}
     metrics["calibration"] = fitted["measured"]
     if config.everything:
         say("training the detector once more, on all patients")
         detector = _detector(recipe.parent / config.detector, config, sources, out, whole=True)
     say("4 of 4: making the bundle")
-    shipped = _over(config.pipeline, fitted["pipeline"])
-    make_bundle(detector, segmenter, bundle, BundleOptions(config.name, shipped, metrics=metrics, images=_some(sources, out)))
+    images = _some(sources, out)
+    make_bundle(detector, segmenter, bundle, options(config.name, shipped, metrics=metrics, images=images, force=False))
     return bundle
 
 
@@ -182,8 +193,12 @@ def _segmenter(path: Path, sources: Sources, out: Path) -> Path:
 
 
 def _raw(pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with raw scores and every lesion."""
-    fusion = {**pipeline.get("fusion", {}), "calibration": {}, "lesion_score_min": 0.0}
+    """The settings with raw scores, for candidates alone: lesions, which take time to outline, only where they are others.
+
+    MSF's regions are no fused boxes, so that all of them must be lesions; of the other ways every box is a candidate anyhow.
+    """
+    fusion = {**pipeline.get("fusion", {}), "calibration": {}}
+    fusion["lesion_score_min"] = 0.0 if fusion.get("method", FusionConfig().method) == "msf" else 1.0
     return {**pipeline, "fusion": fusion, "operating_points": []}
 
 
@@ -197,12 +212,16 @@ def _some(sources: Sources, out: Path) -> list[Path]:
     return [Path(i.path) for name, data in sides for i in read_side(data, out / f"{name}.json", "validation")[0][:3]]
 
 
+def _segment(bundle: Path, data: str, fold: Path, out: Path) -> None:
+    """Findings of the held-out side of a data set; those that are there are kept."""
+    images = collect_side(data, fold, "validation").images
+    plan = Plan(bundle, settings_of(open_bundle(bundle)), out, ("json", "mask"), {})
+    run_batch([Job(image) for image in images], plan, workers=1, resume=True)
+
+
 def _measure(bundle: Path, data: str, fold: Path, out: Path) -> Evaluation:
     """Segments the held-out side of a data set and evaluates it; the digital side's masks may have taught the segmenter."""
-    images = collect_side(data, fold, "validation").images
-    opened = open_bundle(bundle)
-    plan = Plan(bundle, settings_of(opened), out / "findings", ("json", "mask"), {})
-    run_batch([Job(image) for image in images], plan, workers=1, resume=True)
+    _segment(bundle, data, fold, out / "findings")
     options = EvaluationOptions(allow_seen=True)
     return evaluate_command(out / "findings", data, out / "report", options, fold, "validation")
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mammoseg.geometry import box_area, clip_boxes, nms
-from mammoseg.preprocessing.resize import FrameConfig, FrameMeasure, measure, network_frame
-from mammoseg.types import Boxes, Detections, FloatImage, Mammogram, Size
+from mammoseg.preprocessing.resize import FrameConfig, FrameSource, measure, network_frame
+from mammoseg.types import Boxes, Detections, Mammogram, Size
 
 NMS_IOU = 0.45
 _MOST_BOXES = 1000
@@ -118,26 +118,23 @@ class Detector:
         for height, width in sizes:
             if height % coarsest or width % coarsest or min(height, width) < coarsest:
                 raise ValueError(f"detect: expected scales whose sides are multiples of {coarsest}, got {width}x{height} (WxH)")
-        measured = measure(mammogram.pixels, self.spec.frame)
+        frame = self.spec.frame
+        source = FrameSource.of(mammogram.pixels, measure(mammogram.pixels, frame), sizes, frame.aspect)
         if self.lanes == 1 or len(sizes) == 1:
-            return [self.detect_at(mammogram.pixels, measured, size, score_min, nms_iou) for size in sizes]
+            return [self.detect_at(source, size, score_min, nms_iou) for size in sizes]
         with ThreadPoolExecutor(self.lanes) as lanes:
             largest_first = sorted(sizes, key=lambda size: -size[0] * size[1])
-            running = {
-                s: lanes.submit(self.detect_at, mammogram.pixels, measured, s, score_min, nms_iou) for s in largest_first
-            }
+            running = {size: lanes.submit(self.detect_at, source, size, score_min, nms_iou) for size in largest_first}
             return [running[size].result() for size in sizes]
 
-    def detect_at(
-        self, pixels: FloatImage, measured: FrameMeasure, size: Size, score_min: float = 0.005, nms_iou: float = NMS_IOU
-    ) -> Detections:
-        """As `detect`, at one scale, for pixels f32[H, W] whose frame is measured already."""
-        image, transform = network_frame(pixels, measured, size, self.spec.frame.aspect)
+    def detect_at(self, source: FrameSource, size: Size, score_min: float = 0.005, nms_iou: float = NMS_IOU) -> Detections:
+        """As `detect`, at one scale, of an image that is measured already."""
+        image, transform = network_frame(source, size, self.spec.frame.aspect)
         grey = (image - np.float32(self.spec.mean)) / np.float32(self.spec.std)
         x = np.repeat(grey[None, None], self.spec.channels, axis=1)
         maps = [m[0] for m in self.network(np.ascontiguousarray(x, dtype=np.float32))]
         boxes, scores = decode(maps, self.spec, score_min)
-        native: Size = (pixels.shape[0], pixels.shape[1])
+        native = source.size
         boxes = clip_boxes(transform.inverse(native).boxes(boxes), native)
         solid = np.flatnonzero(box_area(boxes) > 0)
         boxes, scores = boxes[solid], scores[solid]

@@ -17,7 +17,7 @@ from mammoseg.detection.metrics import ap50_and_sensitivity
 from mammoseg.detection.predictor import Detector, DetectorSpec
 from mammoseg.preprocessing.augmentation import AugmentationConfig, change_intensity, draw, visible_boxes
 from mammoseg.preprocessing.intensity import normalise
-from mammoseg.preprocessing.resize import frame_transform, warp_region
+from mammoseg.preprocessing.resize import FrameSource, frame_transform, warp_region
 from mammoseg.training.devices import shared_count
 from mammoseg.training.seeding import batch_indices, generator
 from mammoseg.types import Boxes, FloatImage, Size
@@ -120,6 +120,6 @@ class DetectionTask:
             return {}
         detector = Detector(TorchNetwork(model), self.spec)
         size = self.sampling.validation_size or self.spec.scales[0]
-        found = [detector.detect_at(c.pixels, c.measured, size) for c in self.validation]
+        found = [detector.detect_at(FrameSource.of(c.pixels, c.measured), size) for c in self.validation]
         ap, (s25, s50) = ap50_and_sensitivity(found, [c.boxes for c in self.validation], (0.25, 0.5))
         return {"ap50": ap, "tpr_at_0.25": s25, "tpr_at_0.5": s50}

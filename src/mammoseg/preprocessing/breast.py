@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mammoseg.geometry import block_means
 from mammoseg.types import BoolMask, FloatImage, Size
 
 WORK_HEIGHT_PX = 512
@@ -96,7 +97,7 @@ def reduced_mask(pixels: FloatImage) -> BoolMask | None:
     height, width = pixels.shape
     scale = min(1.0, WORK_HEIGHT_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(block_means(pixels, int(0.5 / scale)), size, interpolation=cv2.INTER_AREA)
     if min(small.shape) < 16:
         return None
     inner = _without_borders(small)

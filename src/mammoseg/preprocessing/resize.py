@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.geometry import Transform
+from mammoseg.geometry import Transform, block_means
 from mammoseg.preprocessing.breast import box_of, mask_on_grid, reduced_mask
 from mammoseg.preprocessing.intensity import grid_step, normalise, percentiles_on_grid
 from mammoseg.types import FloatImage, Size
@@ -77,7 +78,35 @@ def warp_region(pixels: FloatImage, region_box: NDArray[np.float64], transform: 
     return shift.then(transform).image(pixels[y1:y2, x1:x2], border)
 
 
-def network_frame(pixels: FloatImage, measured: FrameMeasure, size: Size, aspect: Aspect) -> tuple[FloatImage, Transform]:
-    """`to_network_frame` of the measured region with its greys mapped from `low`..`high` to 0..1 (clipped); padding is 0."""
-    image, transform = to_network_frame(pixels, np.asarray(measured.box), size, aspect, border=measured.low)
+@dataclass(frozen=True, eq=False)
+class FrameSource:
+    """A measured image of `size` (H, W) that frames are made of: `pixels` f32[h, w], means of `step` × `step` native ones."""
+
+    pixels: FloatImage
+    step: int
+    size: Size
+    measured: FrameMeasure
+
+    @classmethod
+    def of(cls, pixels: FloatImage, measured: FrameMeasure, sizes: Sequence[Size] = (), aspect: Aspect = "keep") -> FrameSource:
+        """`pixels` f32[H, W] reduced once for frames of all `sizes`, as far as each still averages over 2 × 2 or more.
+
+        Reduced by whole numbers: averaging twice is averaging once, up to the weights at the rims of a target pixel. Up to
+        `step` − 1 rows and columns at the far edges are left out. Without sizes nothing is reduced.
+        """
+        size: Size = (pixels.shape[0], pixels.shape[1])
+        scales = [frame_transform(np.asarray(measured.box), s, aspect) for s in sizes]
+        step = max(1, int(min((min(1 / t.sx, 1 / t.sy) for t in scales), default=1.0) / 2))
+        return cls(block_means(pixels, step), step, size, measured)
+
+
+def network_frame(source: FrameSource, size: Size, aspect: Aspect) -> tuple[FloatImage, Transform]:
+    """`to_network_frame` of the measured region with its greys mapped from `low`..`high` to 0..1 (clipped); padding is 0.
+
+    The Transform is from native coordinates.
+    """
+    measured, box = source.measured, np.asarray(source.measured.box)
+    transform = frame_transform(box, size, aspect)
+    native = Transform(float(source.step), float(source.step), 0.0, 0.0, source.size)
+    image = warp_region(source.pixels, box / source.step, native.then(transform), border=measured.low)
     return normalise(image, measured.low, measured.high), transform
