@@ -35,6 +35,11 @@ network = { backbone = "efficientnet_lite0", neck_widths = [8, 16, 16], neck_pai
 frame = { region = "breast", aspect = "keep", intensity = "percentile" }
 loss = { kind = "dense" }
 training = { steps = 6, batch_size = 2, warmup_steps = 1, learning_rate = 1e-3, optimizer = "adamw", schedule = "cosine" }
+
+[[before]]
+name = "first"
+[before.settings.training]
+steps = 4
 """
 SEGMENTER = """
 arch = "unetpp"
@@ -48,7 +53,7 @@ def _settings(folder: Path) -> Path:
     (folder / "detector.toml").write_text(DETECTOR)
     (folder / "segmenter.toml").write_text(SEGMENTER)
     (folder / "recipe.toml").write_text(
-        'name = "small"\ndetector = "detector.toml"\nsegmenter = "segmenter.toml"\nholdout = 0.5\neverything = true\n'
+        'name = "small"\ndetector = "detector.toml"\nsegmenter = "segmenter.toml"\nholdout = 0.5\neverything = "go_on"\n'
         '[pipeline.fusion]\nmethod = "wbf"\nscore_min = 0.3\n'
     )
     return folder / "recipe.toml"
@@ -81,6 +86,10 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     seen = set(bundle.training["patient_sha256"])
     assert {hash_patient("films", patients[i]) for i in (*fold.train, *fold.validation)} < seen  # shipped: trained on all
     first = json.loads((tmp_path / "out/detector/model/model.json").read_text())["record"]
+    assert (tmp_path / "out/detector/first/model").is_dir()
+    assert not (tmp_path / "out/detector-all/first").exists()  # it goes on by the last run alone
+    further = json.loads((tmp_path / "out/detector-all/model/model.json").read_text())["record"]
+    assert further["start"] == "a detector trained before (digital, films)", further["start"]
     assert not {hash_patient("films", patients[i]) for i in fold.validation} & set(first["patient_sha256"])
     settings = settings_of(bundle)
     assert (settings.fusion.method, settings.fusion.score_min) == ("wbf", 0.3)
@@ -92,7 +101,7 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     again = _build(tmp_path)
     assert again.exit_code == 0
     assert "there already" in again.output
-    for setting in ("fold_seed=3", "everything=false", 'keep_out=["PHANTOM-3-0001"]'):
+    for setting in ("fold_seed=3", "everything=anew", 'keep_out=["PHANTOM-3-0001"]'):
         other = _build(tmp_path, "--set", setting)  # would measure on patients that the detector there was trained on
         assert (other.exit_code, "holds a build of other settings or data" in other.output) == (2, True), other.output
         assert load_fold(tmp_path / "out/films.json") == fold

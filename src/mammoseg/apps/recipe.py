@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -37,8 +37,9 @@ class RecipeConfig:
     """How a bundle is made. name: of the bundle. detector, segmenter: settings of their runs, TOML files beside the recipe.
 
     holdout, fold_seed: the part of the patients of each data set that is measured and calibrated on. keep_out: patients of the
-    films that are on neither side. everything: afterwards the detector is trained once more, on the patients held out as
-    well, and that one is shipped with the figures, the calibration and the operating points of the first. detector_weights,
+    films that are on neither side. everything: afterwards the detector learns from the patients held out as well, and that one
+    is shipped with the figures, the calibration and the operating points of the first: "anew", by the whole recipe again, or
+    "go_on", by its last run once more, which starts from the first detector. detector_weights,
     segmenter_weights: how parameters are stored. pipeline: settings to ship, where they differ from the defaults.
     """
 
@@ -48,7 +49,7 @@ class RecipeConfig:
     holdout: float = 0.2
     fold_seed: int = 0
     keep_out: tuple[str, ...] = ()
-    everything: bool = False
+    everything: Literal["", "anew", "go_on"] = ""
     detector_weights: WeightType = "float16"
     segmenter_weights: WeightType = "int8"
     pipeline: dict[str, Any] = field(default_factory=dict)
@@ -114,7 +115,7 @@ def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: 
     metrics = {name: _figures(evaluation, folds[name]) for name, evaluation in measured.items()}
     metrics["calibration"] = fitted["measured"]
     if config.everything:
-        say("training the detector once more, on all patients")
+        say(f"training the detector {'further' if config.everything == 'go_on' else 'again'}, on all patients")
         detector = _detector(recipe.parent / config.detector, config, sources, out, whole=True)
     say("4 of 4: making the bundle")
     images = _some(sources, out)
@@ -173,11 +174,14 @@ def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, who
     settings = replace(settings, training=one, cache=str(out / "cache"), keep_out=config.keep_out)
     fold: Path | None = out / "films.json"
     further: Path | None = out / "digital.json"
+    init: Path | None = None
+    if whole and config.everything == "go_on":
+        settings, init = replace(settings, before=(), weights=None), out / "detector" / "model"
     if whole:
         fold, further = out / "films-all.json", None
         items = [i for i in read_dataset(sources.films) if i.patient_id not in config.keep_out]
         save_fold(fold, every_side(items))
-    return train_detector(settings, sources.films, folder, fold, None, True, [(sources.digital, further)])
+    return train_detector(settings, sources.films, folder, fold, init, True, [(sources.digital, further)])
 
 
 def _segmenter(path: Path, sources: Sources, out: Path) -> Path:
