@@ -46,7 +46,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_detector_fine_tuned_from_the_installed_one_is_bundled_segments_and_is_evaluated(mine: Path, tmp_path: Path) -> None:
     data, model, made = f"coco:{mine / 'annotations.json'}", tmp_path / "runs/mine/model", tmp_path / "my-bundle"
     image = next((mine / "images").iterdir())
-    common = ("--init", "installed", "--config", CONFIGS / "detector_lite2.toml", "--data", data)
+    common = ("--init", "installed", "--config", CONFIGS / "detector_finish.toml", "--data", data)
     done("train", "detector", *common, "--out", model.parent, "--set", f"cache={tmp_path / 'cache'}", *SMALL)
     made_by = ("bundle", "make", "--detector", model, "--segmenter", "installed", "--image", image)
     done(*made_by, "--out", made, "--set", "fusion.score_min=0.02", "--set", "fusion.lam=0.0")
@@ -89,7 +89,18 @@ def test_a_detector_fine_tuned_from_the_installed_one_is_bundled_segments_and_is
     assert (counts["n_seen_in_training"], counts["n_candidates"] > 0, masses > 0) == (0, True, True)
 
 
-@pytest.mark.parametrize("name", ["detector_lite2", "detector_yolov3", "segmenter", "segmenter_finish", "segmenter_paper"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "detector_lite2",
+        "detector_main",
+        "detector_finish",
+        "detector_yolov3",
+        "segmenter",
+        "segmenter_finish",
+        "segmenter_paper",
+    ],
+)
 def test_the_settings_to_begin_with_train_in_this_process_alone(name: str) -> None:
     kind = importlib.import_module(f"mammoseg.experiments.train_{name.partition('_')[0]}")
     assert kind.read_settings(CONFIGS / f"{name}.toml").training.devices == 1
@@ -115,6 +126,6 @@ def test_a_segmenter_goes_on_from_the_installed_int8_bundle(mine: Path, tmp_path
     assert all(torch.isfinite(v).all() for v in model.state.values())
     assert all(moved[k] > 0 for k in moved if k.endswith("weight")), "a weight got no gradient"
     assert max(d for k, d in moved.items() if "running_" not in k) < 0.02, "it did not start from the installed weights"
-    patients = set(bundle.training["patient_sha256"])
+    patients = set(bundle.training["networks"]["segmenter"]["patient_sha256"])
     assert patients < set(model.record["patient_sha256"])
     assert len(model.record["patient_sha256"]) == len(patients) + 2

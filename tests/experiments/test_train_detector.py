@@ -347,7 +347,7 @@ def test_the_documented_way_to_fine_tune_goes_with_the_installed_weights(tmp_pat
     from mammoseg.experiments.start import open_model
 
     bundle = default_bundle()
-    config = read_settings(CONFIGS / "detector_lite2.toml", ["training.steps=300"], bundle)
+    config = read_settings(CONFIGS / "detector_finish.toml", ["training.steps=300"], bundle)
     train_detector_module._check_start(config, open_model(bundle, "detector"))
     assert config.training.steps == 300
     segmenter = open_model(bundle, "segmenter")
