@@ -46,7 +46,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_detector_fine_tuned_from_the_installed_one_is_bundled_segments_and_is_evaluated(mine: Path, tmp_path: Path) -> None:
     data, model, made = f"coco:{mine / 'annotations.json'}", tmp_path / "runs/mine/model", tmp_path / "my-bundle"
     image = next((mine / "images").iterdir())
-    common = ("--init", "installed", "--config", CONFIGS / "detector_finish.toml", "--data", data)
+    common = ("--init", "installed", "--config", CONFIGS / "detector_lite2.toml", "--data", data)
     done("train", "detector", *common, "--out", model.parent, "--set", f"cache={tmp_path / 'cache'}", *SMALL)
     made_by = ("bundle", "make", "--detector", model, "--segmenter", "installed", "--image", image)
     done(*made_by, "--out", made, "--set", "fusion.score_min=0.02", "--set", "fusion.lam=0.0")
@@ -94,7 +94,7 @@ def test_a_detector_fine_tuned_from_the_installed_one_is_bundled_segments_and_is
     [
         "detector_lite2",
         "detector_main",
-        "detector_finish",
+        "detector_films_digital",
         "detector_yolov3",
         "segmenter",
         "segmenter_finish",

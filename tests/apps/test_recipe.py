@@ -53,7 +53,7 @@ def _settings(folder: Path) -> Path:
     (folder / "detector.toml").write_text(DETECTOR)
     (folder / "segmenter.toml").write_text(SEGMENTER)
     (folder / "recipe.toml").write_text(
-        'name = "small"\ndetector = "detector.toml"\nsegmenter = "segmenter.toml"\nholdout = 0.5\neverything = "go_on"\n'
+        'name = "small"\ndetector = "detector.toml"\nsegmenter = "segmenter.toml"\nholdout = 0.5\neverything = "last_run"\n'
         '[pipeline.fusion]\nmethod = "wbf"\nscore_min = 0.3\n'
     )
     return folder / "recipe.toml"
@@ -87,7 +87,7 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     assert {hash_patient("films", patients[i]) for i in (*fold.train, *fold.validation)} < seen  # shipped: trained on all
     first = json.loads((tmp_path / "out/detector/model/model.json").read_text())["record"]
     assert (tmp_path / "out/detector/first/model").is_dir()
-    assert not (tmp_path / "out/detector-all/first").exists()  # it goes on by the last run alone
+    assert not (tmp_path / "out/detector-all/first").exists()  # the last run alone
     further = json.loads((tmp_path / "out/detector-all/model/model.json").read_text())["record"]
     assert further["start"] == "a detector trained before (digital, films)", further["start"]
     assert not {hash_patient("films", patients[i]) for i in fold.validation} & set(first["patient_sha256"])

@@ -200,6 +200,23 @@ def test_fine_tuning_from_a_model_goes_on_from_its_weights_and_keeps_what_it_has
     assert set(before.record["patient_sha256"]) < set(tuned.record["patient_sha256"])
 
 
+def test_a_run_may_keep_a_share_of_what_it_started_from(data: Path, trained: Path, tmp_path: Path) -> None:
+    config = small(tmp_path / "cache", steps=2)
+    spec = f"phantom:{data}"
+    end = load_model(train_detector(config, spec, tmp_path / "end", init=trained))
+    kept = load_model(train_detector(replace(config, keep_start=0.25), spec, tmp_path / "kept", init=trained))
+    begin = load_model(trained).state
+    moved = [k for k, v in end.state.items() if v.is_floating_point() and not torch.equal(v, begin[k])]
+    assert moved
+    for key, value in kept.state.items():
+        torch.testing.assert_close(value, 0.25 * begin[key] + 0.75 * end.state[key] if key in moved else end.state[key])
+    fresh = load_model(train_detector(replace(small(tmp_path / "cache"), keep_start=0.5), spec, tmp_path / "fresh"))
+    for key, value in fresh.state.items():  # it started from no detector: the same as without
+        assert torch.equal(value, begin[key])
+    with pytest.raises(ConfigError, match=r"keep_start: expected a number from 0 to below 1, got 1\.0"):
+        replace(config, keep_start=1.0)
+
+
 SHORT = ["training.steps=1", "training.batch_size=2", "sizes=[[96, 64]]", "validation_size=[96, 64]", "holdout=0.34"]
 
 
@@ -347,7 +364,7 @@ def test_the_documented_way_to_fine_tune_goes_with_the_installed_weights(tmp_pat
     from mammoseg.experiments.start import open_model
 
     bundle = default_bundle()
-    config = read_settings(CONFIGS / "detector_finish.toml", ["training.steps=300"], bundle)
+    config = read_settings(CONFIGS / "detector_lite2.toml", ["training.steps=300"], bundle)
     train_detector_module._check_start(config, open_model(bundle, "detector"))
     assert config.training.steps == 300
     segmenter = open_model(bundle, "segmenter")

@@ -39,7 +39,7 @@ class RecipeConfig:
     holdout, fold_seed: the part of the patients of each data set that is measured and calibrated on. keep_out: patients of the
     films that are on neither side. everything: afterwards the detector learns from the patients held out as well, and that one
     is shipped with the figures, the calibration and the operating points of the first: "anew", by the whole recipe again, or
-    "go_on", by its last run once more, which starts from the first detector. detector_weights,
+    "last_run", by its last run once more, from where that began. detector_weights,
     segmenter_weights: how parameters are stored. pipeline: settings to ship, where they differ from the defaults.
     """
 
@@ -49,7 +49,7 @@ class RecipeConfig:
     holdout: float = 0.2
     fold_seed: int = 0
     keep_out: tuple[str, ...] = ()
-    everything: Literal["", "anew", "go_on"] = ""
+    everything: Literal["", "anew", "last_run"] = ""
     detector_weights: WeightType = "float16"
     segmenter_weights: WeightType = "int8"
     pipeline: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +115,7 @@ def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: 
     metrics = {name: _figures(evaluation, folds[name]) for name, evaluation in measured.items()}
     metrics["calibration"] = fitted["measured"]
     if config.everything:
-        say(f"training the detector {'further' if config.everything == 'go_on' else 'again'}, on all patients")
+        say("training the detector once more, on all patients")
         detector = _detector(recipe.parent / config.detector, config, sources, out, whole=True)
     say("4 of 4: making the bundle")
     images = _some(sources, out)
@@ -175,8 +175,9 @@ def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, who
     fold: Path | None = out / "films.json"
     further: Path | None = out / "digital.json"
     init: Path | None = None
-    if whole and config.everything == "go_on":
-        settings, init = replace(settings, before=(), weights=None), out / "detector" / "model"
+    if whole and config.everything == "last_run" and settings.before:
+        init = out / "detector" / settings.before[-1].name / "model"
+        settings = replace(settings, before=(), weights=None)
     if whole:
         fold, further = out / "films-all.json", None
         items = [i for i in read_dataset(sources.films) if i.patient_id not in config.keep_out]

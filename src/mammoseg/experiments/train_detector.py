@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
@@ -70,8 +72,10 @@ class DetectorTrainConfig:
     sizes: (H, W) of the inputs trained at. anchor_size: at which of them anchors are measured. scales: run at inference by
     default. weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where
     no fold is given; keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for
-    decoded images. also_repeat: how often an image of the further datasets comes for one of the first. before: runs that come
-    first, one after the other; `weights` are the start of the first.
+    decoded images. also_repeat: how often an image of the further datasets comes for one of the first. keep_start: share of the
+    weights a run starts from in those it ends with (Wortsman et al., CVPR 2022: what was learnt before holds better on other
+    data so); none for a run that starts from no detector. before: runs that come first, one after the other; `weights` are the
+    start of the first.
     """
 
     arch: str = "yolov3"
@@ -108,6 +112,7 @@ class DetectorTrainConfig:
     cache: str = "cache"
     cache_height: int = 1024
     also_repeat: int = 1
+    keep_start: float = 0.0
     before: tuple[DetectorStage, ...] = ()
 
     def __post_init__(self) -> None:
@@ -115,6 +120,8 @@ class DetectorTrainConfig:
         check_run_names([stage.name for stage in self.before])
         for stage in self.before:
             self.of_stage(stage)  # raises ConfigError
+        if not 0.0 <= self.keep_start < 1.0:
+            raise ConfigError(f"keep_start: expected a number from 0 to below 1, got {self.keep_start}")
         if self.also_repeat < 1:
             raise ConfigError(f"also_repeat: expected 1 or more, got {self.also_repeat}")
         coarsest = max(_strides(self.arch))
@@ -220,9 +227,15 @@ def _train(
         record["anchors"] = {"measured_at": list(config.anchor_size), "mean_best_iou": round(quality, 4)}
         if start is not None:
             record["start"] = f"a detector trained before ({', '.join(datasets_of(start.record)) or 'unknown data'})"
-        save_model(out / "model", "detector", result.state, network, to_dict(spec), record)
+        state = mixed(start.state, result.state, config.keep_start) if start and config.keep_start else result.state
+        save_model(out / "model", "detector", state, network, to_dict(spec), record)
     wait_for_all()
     return out / "model"
+
+
+def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """`share` of the start's weights with the rest of the end's, value by value; whole numbers are the end's."""
+    return {k: torch.lerp(v, start[k].to(v.dtype), share) if v.is_floating_point() else v for k, v in end.items()}
 
 
 @dataclass(frozen=True)
