@@ -76,7 +76,8 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     assert not (tmp_path / "out/small").exists()
     trained = (tmp_path / "out/detector/model/model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(calibration, "_FEW", 0)
-    done = _build(tmp_path)
+    (tmp_path / "elsewhere.json").write_text('{"Dice, cross-validated": "0.864"}')
+    done = _build(tmp_path, "--metrics", str(tmp_path / "elsewhere.json"))
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out/detector/model/model.safetensors").stat().st_mtime_ns == trained  # not trained again
 
@@ -97,6 +98,7 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     assert bundle.metrics["films"]["on"].startswith(f"{len(fold.validation)} images")
     assert "Average precision, IoU 0.5" in bundle.metrics["digital"]["figures"]
     assert bundle.metrics["calibration"]["criterion"] == "IoU 0.5"
+    assert "- Dice, cross-validated: 0.864\n" in (tmp_path / "out/small/card.md").read_text()
     assert (tmp_path / "out/films/report/evaluation.html").is_file()
     again = _build(tmp_path)
     assert again.exit_code == 0

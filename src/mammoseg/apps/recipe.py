@@ -71,8 +71,17 @@ class Sources:
     segmenter_start: Path | None = None
 
 
-def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: Callable[[str], None]) -> Path:
+def build(
+    recipe: Path,
+    config: RecipeConfig,
+    sources: Sources,
+    out: Path,
+    say: Callable[[str], None],
+    further: Mapping[str, Any] | None = None,
+) -> Path:
     """Works through the recipe below `out`; what is done is kept, so that a killed build goes on. Returns the bundle.
+
+    further: figures from elsewhere for metrics.json and the card, by what they are.
 
     Raises UsageError where `out` holds a build of other settings or data, and what its parts raise: ConfigError, DatasetError,
     TrainingError, EvaluationError, BundleError.
@@ -112,7 +121,7 @@ def build(recipe: Path, config: RecipeConfig, sources: Sources, out: Path, say: 
     if not (held_out / "config.json").is_file():
         make_bundle(detector, segmenter, held_out, options("held-out", shipped))
     measured = {name: _measure(held_out, data, out / f"{name}.json", out / name) for name, data in folds.items()}
-    metrics = {name: _figures(evaluation, folds[name]) for name, evaluation in measured.items()}
+    metrics = {**(further or {}), **{name: _figures(evaluation, folds[name]) for name, evaluation in measured.items()}}
     metrics["calibration"] = fitted["measured"]
     if config.everything:
         say("training the detector once more, on all patients")
@@ -239,6 +248,19 @@ def _figures(evaluation: Evaluation, data: str) -> dict[str, Any]:
     return {"on": on, "figures": shown, "strata": strata}
 
 
+def read_json(path: Path | None) -> dict[str, Any]:
+    """The object in a JSON file, an empty one for None; UsageError for anything else."""
+    if path is None:
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return value
+
+
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -248,20 +270,21 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--digital", required=True, metavar="DATASET", help="Mammograms with masks: the segmenter's, and the detector's.")
 @click.option("--detector-start", type=_FILE, metavar="FILE", help="ImageNet weights that the detector starts from.")
 @click.option("--segmenter-start", type=_FILE, metavar="FILE", help="ImageNet weights that the segmenter starts from.")
+@click.option("--metrics", type=_FILE, metavar="JSON", help="Results from elsewhere to keep in the bundle.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the build.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting of the recipe (may be repeated).")
-def build_command(recipe: Path, out: Path, sets: tuple[str, ...], **options: Any) -> None:
+def build_command(recipe: Path, metrics: Path | None, out: Path, sets: tuple[str, ...], **options: Any) -> None:
     """Build a bundle from scratch: train, measure on patients held out, calibrate, compare with the trained networks.
 
     The bundle is OUT/NAME. A build that was stopped goes on with the same command.
     """
-    config = load_toml(RecipeConfig, recipe, sets)
+    config, further = load_toml(RecipeConfig, recipe, sets), read_json(metrics)
     for name in (config.detector, config.segmenter):
         if not (recipe.parent / name).is_file():
             raise ConfigError(f"{recipe}: names the settings {name}, which are not beside it")
     try:
         with held(out):
-            bundle = build(recipe, config, Sources(**options), out, lambda words: click.echo(words, err=True))
+            bundle = build(recipe, config, Sources(**options), out, lambda words: click.echo(words, err=True), further)
     except KeyboardInterrupt as error:
         stopped(error, "the same command goes on")
     click.echo(f"bundle in {bundle}")

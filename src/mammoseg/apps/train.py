@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from mammoseg.apps.console import stopped
 from mammoseg.apps.fold import fold_options
 from mammoseg.apps.out_folder import held, held_beside
-from mammoseg.apps.recipe import build_command
+from mammoseg.apps.recipe import build_command, read_json
 from mammoseg.bundle import WeightType, default_bundle
 from mammoseg.config import with_sets
 from mammoseg.datasets import read_dataset
@@ -138,9 +138,9 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
     from mammoseg.config import from_dict, to_dict
     from mammoseg.experiments.make_bundle import BundleOptions, make_bundle, starting_settings
 
-    start, metrics = starting_settings(detector, segmenter), _read_json(options["metrics"])
+    start, metrics = starting_settings(detector, segmenter), read_json(options["metrics"])
     if options["calibration"] is not None:
-        fitted = _read_json(options["calibration"])
+        fitted = read_json(options["calibration"])
         if not isinstance(fitted.get("pipeline"), dict):
             raise UsageError(f"{options['calibration']}: expected what `mammoseg bundle calibrate` writes")
         start = from_dict(type(start), fitted["pipeline"], "pipeline", start)
@@ -230,15 +230,3 @@ def _need_torch() -> None:
     missing = [m for m in ("torch", "lightning_fabric") if importlib.util.find_spec(m) is None]
     if missing:
         raise ConfigError(f"training needs {' and '.join(missing)}, which are not installed: pip install 'mammoseg[train]'")
-
-
-def _read_json(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(metrics, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return metrics
