@@ -17,6 +17,7 @@ WORSE = 1.15  # a ratio may be so much smaller than the recorded one, not more
 SECTIONS = (
     "contest",
     "stages",
+    "int8",
     "decoding",
     "cold_start",
     "memory",
@@ -35,14 +36,16 @@ def measure(names: tuple[str, ...], folder: Path, repeats: int, images: int, bun
     """
     from benchmarks import sections
     from benchmarks.bundles import published, shipped
+    from benchmarks.int8 import int8
     from benchmarks.work import matmul_rate
 
     bundles = {"shipped": bundle or shipped(), "published": published(folder)}
     threads = processors()
-    rates = {p: matmul_rate(p, threads) for p in ("f32", "bf16")}
+    rates = {p: matmul_rate(p, threads) for p in ("f32", "bf16", "int8")}
     out: dict[str, Any] = {"matmul_gflop_per_s": rates}
     per_bundle = {
         "stages": lambda name, path: sections.stages(path, threads, repeats, name != "shipped", rates),
+        "int8": lambda name, path: int8(path, folder, threads, repeats, rates),
         "contest": lambda name, path: sections.contest(path, threads, max(2, repeats // 2), name != "shipped"),
     }
     single = {

@@ -78,7 +78,10 @@ class Contender:
         if random and runtime == OURS:  # nothing to lose: the published networks are timed as they would run
             sets.append("runtime.precision=auto")
         self.pipeline: Pipeline = mammoseg.load(bundle, sets)
-        self.precisions = {n: self.pipeline.config.runtime.precision_of(n) for n in ("detector", "segmenter")}
+        self.precisions = {
+            n: self.pipeline.config.runtime.precision_of(n, self.pipeline.bundle.int8_networks)
+            for n in ("detector", "segmenter")
+        }
         self.mammogram = mammogram
         detector, segmenter = self.pipeline.detector, self.pipeline.segmenter
         networks: Sequence[Any] = (detector.network, segmenter.network)

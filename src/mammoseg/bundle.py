@@ -4,6 +4,7 @@
     detector.onnx          the graph alone; its parameters are named by their torch state_dict keys
     detector.safetensors   the parameters, once: float16, bfloat16, or int8 with scales
     segmenter.onnx, segmenter.safetensors
+    *.int8.xml, *.int8.bin where `mammoseg bundle quantise` made them: the network in INT8, as OpenVINO's IR
     card.md metrics.json training.json
     SHA256SUMS             of all files above; its own hash identifies the bundle
 
@@ -74,6 +75,11 @@ class Bundle:
         return None if file_sha256 is None or not isinstance(known, list) else file_sha256 in self._seen
 
     @property
+    def int8_networks(self) -> tuple[str, ...]:
+        """The networks it holds in INT8 as well."""
+        return int8_networks(self.directory)
+
+    @property
     def _seen(self) -> frozenset[str]:
         cached: frozenset[str] | None = self.__dict__.get("_seen_cache")
         if cached is None:
@@ -108,6 +114,16 @@ def open_bundle(directory: Path | str | None = None) -> Bundle:
     return Bundle(path, name, digest, config, training, metrics)
 
 
+def int8_files(directory: Path, network: str) -> tuple[Path, Path]:
+    """Where a bundle holds `network` in INT8: the graph and its values (OpenVINO's IR)."""
+    return directory / f"{network}.int8.xml", directory / f"{network}.int8.bin"
+
+
+def int8_networks(directory: Path) -> tuple[str, ...]:
+    """The networks that the bundle in `directory` holds in INT8 as well."""
+    return tuple(n for n in NETWORKS if int8_files(directory, n)[0].is_file())
+
+
 def default_bundle() -> Path:
     """The bundle that is installed with the package. Raises `BundleError` where the installation has none."""
     root = Path(str(importlib.resources.files("mammoseg"))) / "weights"
@@ -130,7 +146,8 @@ def verify(directory: Path) -> None:
         if len(digest) != 64 or not name or "/" in name or "\\" in name:
             raise BundleError(f"{sums}: expected lines of '<sha256>  <file name>', got {line!r}")
         listed[name] = digest
-    for name in REQUIRED:
+    int8 = [file.name for network in int8_networks(directory) for file in int8_files(directory, network)]
+    for name in (*REQUIRED, *int8):
         if name not in listed:
             raise BundleError(f"{sums}: {name} is not listed; the bundle is incomplete")
     for name, digest in listed.items():

@@ -20,7 +20,7 @@ def describe_run(bundle: Bundle, given: Mapping[str, Any], settings: Mapping[str
     """
     runtime = dict(settings["runtime"])
     chosen = from_dict(RuntimeConfig, runtime)
-    precisions = [chosen.precision_of(name) for name in ("detector", "segmenter")]
+    precisions = [chosen.precision_of(name, bundle.int8_networks) for name in ("detector", "segmenter")]
     used = {k: v for k, v in settings.items() if k != "runtime"}
     return {
         "package": {"name": "mammoseg", "version": __version__},

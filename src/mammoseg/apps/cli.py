@@ -30,7 +30,7 @@ COMMANDS = {
     "node": "node.command:node",
 }
 """Commands by where they are: each is imported when it is called, so that none waits for what the others need."""
-SUBCOMMANDS = {"bundle": ("exporting:check",), "datasets": ("fold:fold",)}
+SUBCOMMANDS = {"bundle": ("exporting:check", "exporting:quantise"), "datasets": ("fold:fold",)}
 """Of groups that are not in the group's own module."""
 
 

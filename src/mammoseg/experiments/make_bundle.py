@@ -55,8 +55,8 @@ def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: Bun
     chosen = options or BundleOptions()
     before = to_dict(starting_settings(detector_dir, segmenter_dir))
     settings = from_dict(PipelineConfig, _merged(before, chosen.pipeline), "pipeline")
-    if settings.runtime.precision == "auto":  # the parity gate (`gate.py`) passed for other weights
-        settings = replace(settings, runtime=replace(settings.runtime, precision="f32", f32_networks=()))
+    if settings.runtime.precision in ("auto", "int8"):  # the parity gate (`gate.py`) passed for other weights
+        settings = replace(settings, runtime=replace(settings.runtime, precision="f32", f32_networks=(), int8_networks=()))
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; name another folder for the bundle")
     models = _as_written_now(open_model(detector_dir, "detector"), open_model(segmenter_dir, "segmenter"))

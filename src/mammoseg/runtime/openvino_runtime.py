@@ -16,25 +16,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mammoseg.bundle import int8_files, int8_networks
 from mammoseg.errors import BundleError
 from mammoseg.runtime import RuntimeConfig, check_input
 from mammoseg.runtime.compiled_cache import cache_folder, cache_key, read_cached, write_cached
 from mammoseg.runtime.processor import describe_processor
 
 
-def _import_openvino() -> ModuleType:
-    """Imports openvino with its usage statistics replaced by its own stub: what is not imported cannot send."""
+@contextlib.contextmanager
+def no_telemetry() -> Iterator[None]:
+    """What is imported within takes its own stub in place of OpenVINO's usage statistics: what is not imported cannot send."""
     name = "openvino_telemetry"
     absent = object()
     before: Any = sys.modules.get(name, absent)
     sys.modules[name] = None  # type: ignore[assignment]
     try:
-        import openvino
+        yield
     finally:
         if before is absent:
             del sys.modules[name]
         else:
             sys.modules[name] = before
+
+
+def _import_openvino() -> ModuleType:
+    with no_telemetry():
+        import openvino
     # Its table of NumPy types is a C++ static made at first use, with the interpreter's lock given up half-way: two threads
     # that get there together wait for each other for good. Made here, where the import lock lets one thread through.
     openvino.Type.f32.to_dtype()
@@ -82,19 +89,20 @@ class OpenVinoNetwork:
     def __init__(self, directory: Path, name: str, settings: RuntimeConfig, lanes: int = 1) -> None:
         threads = settings.threads or processors()
         self.lanes = max(1, min(lanes, threads))
-        precision = settings.precision_of(name)
+        precision = settings.precision_of(name, int8_networks(directory))
+        hint = "f32" if precision == "int8" else precision  # of what a network in INT8 keeps in floating point
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": self.lanes,
             # Processes that share the machine would all be pinned to its first cores.
             "ENABLE_CPU_PINNING": False,
         }
         if settings.device != "CPU":
-            options = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": self.lanes}
+            options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": self.lanes}
         try:
             with _signal_stack_kept():
-                self._compiled = _compiled(directory, name, settings.device, options)
+                self._compiled = _compiled(directory, name, precision == "int8", settings.device, options)
         except RuntimeError as error:
             first_line = (str(error).strip().splitlines() or ["no message"])[-1]
             raise BundleError(f"{name} of {directory}: OpenVINO cannot run it on {settings.device}: {first_line}") from error
@@ -119,12 +127,12 @@ class OpenVinoNetwork:
             self._requests.put(request)
 
 
-def _compiled(directory: Path, name: str, device: str, options: dict[str, Any]) -> Any:
+def _compiled(directory: Path, name: str, int8: bool, device: str, options: dict[str, Any]) -> Any:
     """The compiled network, from the cache where it is there; made and kept there otherwise."""
     core = ov.Core()
     key = None
     if cache_folder() is not None:
-        files = [directory / f"{name}.onnx", directory / f"{name}.safetensors"]
+        files = int8_files(directory, name) if int8 else (directory / f"{name}.onnx", directory / f"{name}.safetensors")
         if all(f.is_file() for f in files):
             key = cache_key([str(ov.__version__), describe_processor(), device, repr(sorted(options.items())), *files])
             kept = read_cached(key)
@@ -132,9 +140,13 @@ def _compiled(directory: Path, name: str, device: str, options: dict[str, Any]) 
                 # Damaged where the sum cannot tell, or made by a build of OpenVINO with the same version: made again below.
                 with contextlib.suppress(RuntimeError):
                     return core.import_model(io.BytesIO(kept), device, options)
-    from mammoseg.runtime.graph import load_filled  # brings onnx, which a network from the cache can do without
+    if int8:
+        model = core.read_model(*int8_files(directory, name))
+    else:
+        from mammoseg.runtime.graph import load_filled  # brings onnx, which a network from the cache can do without
 
-    compiled = core.compile_model(core.read_model(load_filled(directory, name)), device, options)
+        model = core.read_model(load_filled(directory, name))
+    compiled = core.compile_model(model, device, options)
     if key is not None:
         exported = compiled.export_model()
         write_cached(key, exported if isinstance(exported, bytes) else exported.getvalue())

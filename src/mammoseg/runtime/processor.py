@@ -8,6 +8,7 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 _BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @cache
@@ -25,6 +26,11 @@ def processor_flags(path: Path = _CPUINFO) -> frozenset[str]:
 def has_bf16(path: Path = _CPUINFO) -> bool:
     """Whether the processor multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
     return bool(processor_flags(path) & _BF16)
+
+
+def has_int8(path: Path = _CPUINFO) -> bool:
+    """Whether the processor multiplies and adds 8-bit integers natively (VNNI or AMX)."""
+    return bool(processor_flags(path) & _INT8)
 
 
 def describe_processor() -> str:
