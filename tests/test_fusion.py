@@ -247,6 +247,14 @@ def test_no_fusion_is_the_last_scale_alone():
     assert len(candidates(got, scales, FusionConfig(method="none"))) == 1
 
 
+def test_weighted_boxes_have_a_least_score_of_their_own():
+    scales = one_a_scale([0.9, 0.1])
+    assert fuse(scales, FusionConfig("wbf", score_min=0.0)).scores.tolist() == [0.45]  # 0.9 from one scale of two
+    assert fuse(scales, FusionConfig("wbf", score_min=0.5, wbf_score_min=0.0)).scores.tolist() == [0.5]
+    weak = FusionConfig("msf", lam=0.0, score_min=0.5, wbf_score_min=0.0)
+    assert fuse(scales, weak).scores.tolist() == [0.45]
+
+
 @pytest.mark.parametrize("method", ["msf", "wbf", "nms", "none"])
 def test_fuse_drops_lesions_below_the_operating_point_but_not_from_the_candidates(method):
     scales = one_a_scale([0.9, 0.9, 0.9])
@@ -322,7 +330,8 @@ def test_candidates_are_the_lesions_then_every_other_fused_box_that_none_stands_
             n = int(rng.integers(0, 40))
             centre, half = rng.uniform(0, 300, (n, 2)), rng.uniform(3, 25, (n, 2))
             scales.append(Detections(np.concatenate([centre - half, centre + half], 1), rng.uniform(0.001, 1, n), (300, 300)))
-        config = FusionConfig(method=method, lam=float(rng.choice([0.0, 0.3, 0.6])), score_min=float(rng.choice([0.0, 0.3])))
+        least = float(rng.choice([0.0, 0.3]))
+        config = FusionConfig(method=method, lam=float(rng.choice([0.0, 0.3, 0.6])), score_min=least, wbf_score_min=least)
         found = fuse(scales, config)
         kept = found.select(rng.random(len(found)) < 0.6)  # the rest was merged into them
         got = candidates(kept, scales, config, found.boxes)
@@ -330,7 +339,7 @@ def test_candidates_are_the_lesions_then_every_other_fused_box_that_none_stands_
         assert len(got) <= 100
         assert got.boxes[:n].tolist() == kept.boxes[:n].tolist()
         assert got.scores[:n].tolist() == kept.scores[:n].tolist()
-        everything = FusionConfig(method="wbf" if method == "msf" else method, score_min=0.0)
+        everything = FusionConfig(method="wbf" if method == "msf" else method, score_min=0.0, wbf_score_min=0.0)
         fused = fuse(scales, everything)
         expected = [
             (s, b)

@@ -117,3 +117,17 @@ def test_a_score_that_cannot_be_is_refused(tiny_bundle: Path, value: str) -> Non
         mammoseg.load(tiny_bundle, [f"detection.score_min={value}"])
     with pytest.raises(ConfigError, match=r"operating_points.*score_min in 0\.\.1"):
         mammoseg.load(tiny_bundle, [f'operating_points=[{{"fpi": 0.2, "score_min": {value}}}]'])
+
+
+def test_what_was_fitted_to_one_way_of_fusing_is_not_used_for_another() -> None:
+    from mammoseg.fusion import FusionConfig
+    from mammoseg.pipeline import OperatingPoint, PipelineConfig, changed
+    from mammoseg.scores import CalibrationConfig
+
+    fitted = FusionConfig("wbf", lesion_score_min=0.4, calibration=CalibrationConfig(2.0, 0.1))
+    bundle = PipelineConfig(fusion=fitted, operating_points=(OperatingPoint(0.2, 0.4),))
+    assert changed(bundle, ["fusion.nms_iou=0.5"]).fusion.calibration == fitted.calibration
+    other = changed(bundle, ["fusion.method=msf"])
+    assert other.fusion == FusionConfig("msf")
+    assert other.operating_points == ()
+    assert changed(bundle, ["fusion.method=msf", "fusion.lesion_score_min=0.3"]).fusion.lesion_score_min == 0.3

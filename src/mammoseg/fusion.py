@@ -35,7 +35,8 @@ class FusionConfig:
     method: "msf" (Eq. 1), "wbf" (weighted boxes fusion), "nms" (over all scales), "none" (the last scale given alone).
     lam: λ of the paper, 0..1; 0 keeps every pixel that any box covers.
     score_min, nms_iou: per-scale score threshold and NMS. The paper is silent on both: our assumptions.
-    wbf_iou: boxes that overlap a fused box by more join it (Solovyev et al. 2021 use 0.55).
+    wbf_iou: boxes that overlap a fused box by more join it (Solovyev et al. 2021 use 0.55). wbf_score_min: as score_min, for
+    "wbf", which is hurt less by weak boxes.
     lesion_score_min: fused boxes with a lower absolute (calibrated) score are no lesions; 0 as published.
     same_iou: a lesion stands for another fused box from this IoU on with a box it was made from (see `candidates`).
     calibration: what makes probabilities of the fused scores.
@@ -46,12 +47,13 @@ class FusionConfig:
     score_min: float = 0.3
     nms_iou: float = 0.45
     wbf_iou: float = 0.55
+    wbf_score_min: float = 0.3
     lesion_score_min: float = 0.0
     same_iou: float = 0.45
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
     def __post_init__(self) -> None:
-        for name in ("lam", "score_min", "nms_iou", "wbf_iou", "lesion_score_min", "same_iou"):
+        for name in ("lam", "score_min", "nms_iou", "wbf_iou", "wbf_score_min", "lesion_score_min", "same_iou"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"FusionConfig.{name}: expected 0..1, got {value}")
@@ -75,14 +77,15 @@ def msf(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
     λ = 0 means M_s > 0. Regions are 8-connected; a region's box is its bounding box, its score max ΣM_i / N, at most 1.
     Boxes without a pixel or with score 0 take no part, not even in max c.
     """
-    boxes, scores, size = _together(entering(per_scale, config))
+    boxes, scores, size = _together(entering(per_scale, replace(config, method="msf")))
     out_boxes, out_scores = fused_regions(boxes, scores, len(per_scale), config.lam, size)
     return Detections(out_boxes, out_scores, size, "msf").best_first()
 
 
 def entering(per_scale: Sequence[Detections], config: FusionConfig) -> list[Detections]:
-    """The detections of each scale that `msf` and `wbf` fuse: above `score_min`, after NMS within the scale."""
-    return [suppress(d.select(d.scores >= config.score_min), config.nms_iou) for d in per_scale]
+    """The detections of each scale that are fused: above the method's least score, after NMS within the scale."""
+    least = config.wbf_score_min if config.method == "wbf" else config.score_min
+    return [suppress(d.select(d.scores >= least), config.nms_iou) for d in per_scale]
 
 
 def msf_mask(
@@ -92,7 +95,7 @@ def msf_mask(
 
     A region's score is its largest M_s times max c.
     """
-    boxes, scores, size = _together(entering(per_scale, config))
+    boxes, scores, size = _together(entering(per_scale, replace(config, method="msf")))
     xs, ys, total, most = fusion_grid(boxes, scores, size)
     return xs, ys, total / (len(per_scale) * most), most
 
@@ -149,12 +152,12 @@ def fused_regions(boxes: Boxes, scores: Scores, n_scales: int, lam: float, size:
 
 
 def wbf(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
-    """Weighted boxes fusion (Solovyev et al., Image and Vision Computing 2021) of the boxes above `score_min`.
+    """Weighted boxes fusion (Solovyev et al., Image and Vision Computing 2021) of the boxes above `wbf_score_min`.
 
     Best box first, each joins the fused box it overlaps most by more than `wbf_iou`, which moves to the mean of its
     members weighted by their scores, or starts a new one. Score: the members' mean times the share of scales that agree.
     """
-    return _weighted(entering(per_scale, config), config.wbf_iou)
+    return _weighted(entering(per_scale, replace(config, method="wbf")), config.wbf_iou)
 
 
 def nms_fusion(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
@@ -187,7 +190,7 @@ def candidates(
     Returns at most 100: the lesions in their order (same boxes, same scores; of more than 100 the first 100), then the
     others with a score >= 0.005, best first, as many as there is room for.
     """
-    everything = replace(config, score_min=0.0, lesion_score_min=0.0)
+    everything = replace(config, score_min=0.0, wbf_score_min=0.0, lesion_score_min=0.0)
     per_scale = [d.best_first().select(np.arange(min(len(d), _MOST_A_SCALE))) for d in per_scale]
     others = (nms_fusion if config.method == "nms" else last_scale if config.method == "none" else wbf)(per_scale, everything)
     others = _calibrated(others, config)

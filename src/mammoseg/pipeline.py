@@ -23,6 +23,7 @@ from mammoseg.io.load import load_array, load_mammogram
 from mammoseg.provenance import describe_run
 from mammoseg.reconstruction import ReconstructionConfig, reconstruct
 from mammoseg.runtime import RuntimeConfig, load_network
+from mammoseg.scores import CalibrationConfig
 from mammoseg.segmentation.predictor import Segmenter, read_spec
 from mammoseg.types import Detections, Findings, ImageInfo, Lesion, Mammogram, Size, Spacing, Status
 
@@ -150,7 +151,7 @@ def load(bundle: Path | str | None = None, sets: Iterable[str] = (), config: Pip
     Raises `BundleError` or `ConfigError`.
     """
     opened = open_bundle(bundle)
-    settings = config or with_sets(settings_of(opened), sets)
+    settings = config or changed(settings_of(opened), sets)
     networks = opened.config["networks"]
     detector = load_network(opened.directory, "detector", settings.runtime, LANES)
     segmenter = load_network(opened.directory, "segmenter", settings.runtime)
@@ -165,6 +166,20 @@ def load(bundle: Path | str | None = None, sets: Iterable[str] = (), config: Pip
 def settings_of(bundle: Bundle) -> PipelineConfig:
     """The settings a bundle comes with."""
     return from_dict(PipelineConfig, bundle.config.get("pipeline", {}), "pipeline")
+
+
+def changed(settings: PipelineConfig, sets: Iterable[str]) -> PipelineConfig:
+    """`settings` with `key=value` changes; another way of fusing starts uncalibrated. Raises ConfigError on unknown ones."""
+    changes = list(sets)
+    if with_sets(settings, changes).fusion.method != settings.fusion.method:
+        settings = uncalibrated(settings)
+    return with_sets(settings, changes)
+
+
+def uncalibrated(settings: PipelineConfig) -> PipelineConfig:
+    """`settings` with raw scores, every lesion and no operating points: what was fitted holds for one detector and fusion."""
+    raw = replace(settings.fusion, calibration=CalibrationConfig(), lesion_score_min=0.0)
+    return replace(settings, fusion=raw, operating_points=())
 
 
 def _as_detections(lesions: tuple[Lesion, ...], size: Size) -> Detections:

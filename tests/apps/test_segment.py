@@ -380,3 +380,11 @@ def test_segmenting_needs_no_torch_and_no_network(tiny_bundle: Path, small_exams
     top = {m.partition(".")[0] for m in report["modules"]}
     assert not top & {"torch", "torchvision", "lightning_fabric", "safetensors", "openvino_telemetry", "onnxruntime"}
     assert not (home / "intel").exists()
+
+
+def test_an_operating_point_goes_with_the_fusion_it_was_measured_with(tmp_path: Path) -> None:
+    arguments = ["segment", str(tmp_path), "--out", str(tmp_path / "out"), "--operating-point", "0.2", "--fusion", "msf"]
+    refused = CliRunner().invoke(cli, arguments)
+    assert refused.exit_code == 2
+    assert "--operating-point: expected the bundle's own fusion, wbf" in refused.output
+    assert not (tmp_path / "out").exists()

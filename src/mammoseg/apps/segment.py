@@ -23,10 +23,9 @@ from mammoseg.apps.remote import collect_urls, is_url
 from mammoseg.apps.server.command import check_installed, view
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
-from mammoseg.config import with_sets
 from mammoseg.errors import DEBUG_VARIABLE, UsageError
 from mammoseg.io.dicom_results import STUDY_FORMATS
-from mammoseg.pipeline import settings_of
+from mammoseg.pipeline import changed, settings_of
 
 SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5 (may be repeated)."
 
@@ -145,7 +144,13 @@ def _prepare(texts: Sequence[str], out: Path, weights: Path | None, options: dic
         if options["min_score"] is not None:
             raise UsageError("--operating-point and --min-score exclude each other")
         config = config.at(options["operating_point"])
-    config = with_sets(config, option_sets(options))
+    own = config.fusion.method
+    config = changed(config, option_sets(options))
+    if options["operating_point"] is not None and config.fusion.method != own:
+        raise UsageError(
+            f"--operating-point: expected the bundle's own fusion, {own}, which its points are measured with, got "
+            f"{config.fusion.method}; leave --fusion out, or give --min-score in its place"
+        )
     check_out(out, [] if urls else inputs, options["resume"], options["overwrite"])
     found = collect_urls(urls) if urls else _collect(inputs, out, options)
     refuse_mixing(out, (image.path for image in found.images if image.url is None))

@@ -22,11 +22,11 @@ from mammoseg.apps.fold import fold_options
 from mammoseg.apps.out_folder import held, held_beside
 from mammoseg.apps.recipe import build_command, read_json
 from mammoseg.bundle import WeightType, default_bundle
-from mammoseg.config import with_sets
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import read_side
 from mammoseg.errors import ConfigError, UsageError
 from mammoseg.io.atomic import write_atomic
+from mammoseg.pipeline import changed
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -145,7 +145,7 @@ def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
             raise UsageError(f"{options['calibration']}: expected what `mammoseg bundle calibrate` writes")
         start = from_dict(type(start), fitted["pipeline"], "pipeline", start)
         metrics["calibration"] = fitted.get("measured")
-    pipeline = to_dict(with_sets(start, options["sets"]))
+    pipeline = to_dict(changed(start, options["sets"]))
     chosen = BundleOptions(
         options["name"] or out.resolve().name,
         pipeline,

@@ -64,18 +64,18 @@ def ways(sizes: Sequence[Size], mirrored: bool = False) -> list[Way]:
         for low in SCORES
         for lam in LAMBDAS
     ]
-    out += [Way(f"WBF, IoU {iou:g}", FusionConfig("wbf", score_min=0.0, wbf_iou=iou), every) for iou in (0.45, 0.55, 0.65)]
+    out += [Way(f"WBF, IoU {iou:g}", FusionConfig("wbf", wbf_score_min=0.0, wbf_iou=iou), every) for iou in (0.45, 0.55, 0.65)]
     out.append(Way("NMS", FusionConfig("nms", score_min=0.0), every))
     if len(sizes) > 2:
         for i, name in enumerate(names):
-            out.append(Way(f"WBF without {name}", FusionConfig("wbf", score_min=0.0), tuple(k for k in every if k != i)))
+            out.append(Way(f"WBF without {name}", FusionConfig("wbf", wbf_score_min=0.0), tuple(k for k in every if k != i)))
     if mirrored:
         n = len(sizes)
         out += [
-            Way(f"WBF, {name} and mirrored", FusionConfig("wbf", score_min=0.0), (i, n + i)) for i, name in enumerate(names)
+            Way(f"WBF, {name} and mirrored", FusionConfig("wbf", wbf_score_min=0.0), (i, n + i)) for i, name in enumerate(names)
         ]
         both = tuple(range(2 * n))
-        out.append(Way("WBF, all and mirrored", FusionConfig("wbf", score_min=0.0), both))
+        out.append(Way("WBF, all and mirrored", FusionConfig("wbf", wbf_score_min=0.0), both))
         out.append(Way("MSF, λ 0.6, boxes from 0.3, all and mirrored", FusionConfig("msf", 0.6, score_min=0.3), both))
     return out
 

@@ -20,7 +20,7 @@ from mammoseg.experiments.card import write_card
 from mammoseg.experiments.export import export_graph
 from mammoseg.experiments.parity import measure_parity, shortcomings
 from mammoseg.experiments.start import open_model
-from mammoseg.pipeline import PipelineConfig, settings_of
+from mammoseg.pipeline import PipelineConfig, settings_of, uncalibrated
 from mammoseg.runtime.torch_runtime import build
 from mammoseg.segmentation.predictor import read_spec
 from mammoseg.training.checkpoint import Model
@@ -82,15 +82,16 @@ def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: Bun
 def starting_settings(detector_dir: Path, segmenter_dir: Path) -> PipelineConfig:
     """The pipeline settings a bundle of these networks starts from: those of the bundle a network is taken from.
 
-    Of two bundles, the detector's gives all but `reconstruction`, which the segmenter's gives; of one bundle, it gives all; of
-    model directories, which have none, the defaults. Raises `BundleError` where a directory is neither.
+    Of two bundles, the detector's gives all but `reconstruction`, which the segmenter's gives; of one bundle, it gives all, but
+    calibration and operating points only with its detector; of model directories, which have none, the defaults. Raises
+    `BundleError` where a directory is neither.
     """
     detector, segmenter = (
         None if (path / "model.json").is_file() else settings_of(open_bundle(path)) for path in (detector_dir, segmenter_dir)
     )
     if detector is not None and segmenter is not None:
         return replace(detector, reconstruction=segmenter.reconstruction)
-    return detector or segmenter or PipelineConfig()
+    return detector or (uncalibrated(segmenter) if segmenter else PipelineConfig())
 
 
 def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,12 +167,11 @@ def _analyse(request: dict[str, Any]) -> dict[str, Any]:
     from mammoseg.apps.inputs import InputImage
     from mammoseg.apps.worker import Job, Plan
     from mammoseg.bundle import open_bundle
-    from mammoseg.config import with_sets
-    from mammoseg.pipeline import settings_of
+    from mammoseg.pipeline import changed, settings_of
 
     bundle = open_bundle(request["weights"] or None)
     out = Path(request["out"])
-    plan = Plan(bundle.directory, with_sets(settings_of(bundle), request["set"]), out, tuple(request["formats"]), {})
+    plan = Plan(bundle.directory, changed(settings_of(bundle), request["set"]), out, tuple(request["formats"]), {})
     jobs = [Job(InputImage(Path(path), f"{key}.dcm", key)) for path, key in request["images"]]
     isolated = request["isolated"]
     with _watched(request["image_s"], isolated) as alive:

@@ -47,11 +47,10 @@ def start(config_file: Path, sets: tuple[str, ...], check: bool) -> None:
     from mammoseg.apps.node.log import Log, take_over
     from mammoseg.apps.node.service import run
     from mammoseg.bundle import open_bundle
-    from mammoseg.config import with_sets
-    from mammoseg.pipeline import settings_of
+    from mammoseg.pipeline import changed, settings_of
 
     config = load_config(config_file, sets)
-    with_sets(settings_of(open_bundle(config.analysis.weights or None)), config.analysis.set)
+    changed(settings_of(open_bundle(config.analysis.weights or None)), config.analysis.set)
     if check:
         click.echo(f"{config_file}: the settings are sound")
         return

@@ -19,9 +19,8 @@ from mammoseg.apps.inputs import InputImage
 from mammoseg.apps.outputs import DEFAULT_FORMATS
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
-from mammoseg.config import with_sets
 from mammoseg.errors import MammosegError
-from mammoseg.pipeline import settings_of
+from mammoseg.pipeline import changed, settings_of
 
 _LISTEN_S = 0.2
 _PATIENCE_S = 15.0
@@ -86,7 +85,7 @@ def run_task(connection: Connection, task: Task) -> None:
     threading.Thread(target=_watch, args=(connection,), daemon=True).start()
     try:
         bundle = open_bundle(task.bundle)
-        config = with_sets(settings_of(bundle), task.sets)
+        config = changed(settings_of(bundle), task.sets)
         jobs = [Job(InputImage(path, name, image_id)) for image_id, path, name in task.images]
         plan = Plan(bundle.directory, config, task.out, DEFAULT_FORMATS, {})
 
