@@ -55,13 +55,13 @@ def mammoseg(*arguments: str | Path, ok: tuple[int, ...] = (0,)) -> None:
 
 @pytest.fixture(scope="session")
 def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
-    """Four phantoms of 3328 x 4084 pixels, segmented with the installed weights."""
+    """Four phantoms of 3328 x 4084 pixels, segmented with the installed weights as the paper does: all have a lesion, and Mₛ."""
     from mammoseg.datasets.phantom import PhantomConfig
     from mammoseg.datasets.phantom_files import write_exams
 
     root = tmp_path_factory.mktemp("viewer")
     write_exams(root / "phantoms", 1, seed=SEED, config=PhantomConfig(size=SIZE))
-    mammoseg("segment", root / "phantoms" / "images", "--out", root / "results", "--workers", "0")
+    mammoseg("segment", root / "phantoms" / "images", "--out", root / "results", "--workers", "0", "--fusion", "msf")
     return Exam(root / "phantoms", root / "results")
 
 
