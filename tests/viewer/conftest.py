@@ -55,7 +55,7 @@ def mammoseg(*arguments: str | Path, ok: tuple[int, ...] = (0,)) -> None:
 
 @pytest.fixture(scope="session")
 def exam(tmp_path_factory: pytest.TempPathFactory) -> Exam:
-    """Four phantoms of 3328 x 4084 pixels, segmented with the installed weights as the paper does: all have a lesion, and Mₛ."""
+    """Four phantoms of 3328 x 4084 pixels, segmented with the installed weights as in the paper: all have lesions, and Mₛ."""
     from mammoseg.datasets.phantom import PhantomConfig
     from mammoseg.datasets.phantom_files import write_exams
 

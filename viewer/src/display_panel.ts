@@ -123,7 +123,13 @@ export class DisplayPanel {
       this.layers,
       label(mask, 'Fusion mask Mₛ', heat, h('kbd', {}, 'M')),
       options.mask && scales
-        ? h('p', { class: 'quiet inner' }, `White rim: Mₛ ≥ λ = ${scales.lambda}, from which lesions’ boxes are made.`)
+        ? h(
+            'p',
+            { class: 'quiet inner' },
+            scales.fusion_mask
+              ? `White rim: Mₛ ≥ λ = ${scales.lambda}, from which lesions’ boxes are made.`
+              : 'None here: the boxes were fused in another way than MSF.',
+          )
         : null,
       label(all, 'Detections at single scales', h('kbd', {}, 'D')),
       all.checked && scales ? h('p', { class: 'quiet inner' }, this.caption()) : null,
