@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from mammoseg.fusion import FusionConfig, candidates, fuse, fused_regions, msf, nms_fusion, suppress, wbf
+from mammoseg.fusion import FusionConfig, candidates, fuse, fuse_all, fused_regions, msf, nms_fusion, suppress, wbf
 from mammoseg.geometry import box_iou
 from mammoseg.types import Detections
 
@@ -349,3 +349,22 @@ def test_candidates_are_the_lesions_then_every_other_fused_box_that_none_stands_
         assert list(zip(got.scores[n:].tolist(), got.boxes[n:].tolist(), strict=True)) == expected[: 100 - n]
         taken_in += sum(stands_for(b, found.boxes, 0.45) and not stands_for(b, kept.boxes, 0.45) for b in fused.boxes)
     assert taken_in > 0, "no case put the rule to the test"
+
+
+@pytest.mark.parametrize("method", ["msf", "wbf", "nms", "none"])
+@pytest.mark.parametrize("boxes", [30, 230])
+def test_lesions_and_all_boxes_made_at_once_are_those_made_apart(method, boxes):
+    rng = np.random.default_rng(boxes)
+    corner = rng.uniform(0, 400, (3, boxes, 2))
+    scales = [
+        Detections(np.concatenate([c, c + rng.uniform(20, 60, c.shape)], axis=1), rng.uniform(0, 1, boxes), (512, 512))
+        for c in corner
+    ]
+    for least in (0.0, 0.3):
+        config = FusionConfig(method, score_min=0.3, wbf_score_min=least, lesion_score_min=0.2)
+        lesions, whole = fuse_all(scales, config)
+        apart = fuse(scales, config)
+        assert (lesions.boxes.tolist(), lesions.scores.tolist()) == (apart.boxes.tolist(), apart.scores.tolist())
+        assert len(lesions)
+        together = candidates(lesions, scales, config, None, whole)
+        assert together.boxes.tolist() == candidates(lesions, scales, config).boxes.tolist()

@@ -23,7 +23,7 @@ TOLERANCE = 1e-9
 
 CANDIDATE_SCORE_MIN = 0.005
 MAX_CANDIDATES = 100
-_MOST_A_SCALE = 200
+MOST_A_SCALE = 200
 
 Method = Literal["msf", "wbf", "nms", "none"]
 
@@ -175,25 +175,43 @@ def last_scale(per_scale: Sequence[Detections], config: FusionConfig) -> Detecti
     return suppress(Detections(kept.boxes, kept.scores, size, "none"), config.nms_iou)
 
 
+def everything(per_scale: Sequence[Detections], config: FusionConfig) -> Detections:
+    """All fused boxes whatever their score, of which `candidates` are taken, from the 200 best boxes of every scale.
+
+    Fused by WBF for "msf" and "wbf" (their scores are means over the scales run, as the lesions' are), by NMS for "nms", taken
+    from the last scale for "none".
+    """
+    open_to_all = replace(config, score_min=0.0, wbf_score_min=0.0, lesion_score_min=0.0)
+    best = [d.best_first().select(np.arange(min(len(d), MOST_A_SCALE))) for d in per_scale]
+    method = nms_fusion if config.method == "nms" else last_scale if config.method == "none" else wbf
+    return _calibrated(method(best, open_to_all), config)
+
+
+def fuse_all(per_scale: Sequence[Detections], config: FusionConfig) -> tuple[Detections, Detections]:
+    """`fuse` and `everything`, made once where they are the same but for the score."""
+    one = config.method == "wbf" and config.wbf_score_min == 0.0 and all(len(d) <= MOST_A_SCALE for d in per_scale)
+    whole = everything(per_scale, config)
+    return (whole.select(whole.scores >= config.lesion_score_min) if one else fuse(per_scale, config)), whole
+
+
 def candidates(
-    lesions: Detections, per_scale: Sequence[Detections], config: FusionConfig, covered: Boxes | None = None
+    lesions: Detections,
+    per_scale: Sequence[Detections],
+    config: FusionConfig,
+    covered: Boxes | None = None,
+    whole: Detections | None = None,
 ) -> Detections:
     """What AP and FROC are computed from: every lesion, then every other fused box that no lesion stands for.
 
     covered: f64[N, 4], the boxes that the lesions were made from, so that one merged into a better one does not come back;
-    the lesions' own by default.
-    The others come from the 200 best boxes of every scale, however low their score: fused by WBF for "msf" and "wbf" (their
-    scores are means over the scales run, as the lesions' are), by NMS for "nms", taken from the last scale for "none". A
+    the lesions' own by default. whole: `everything`, where it is there already. A
     lesion stands for a fused box where the IoU with a box it was made from reaches `same_iou`, or reaches 0.2 while the fused
     box's centre lies in it and 0.8 of the smaller in the larger (an MSF region may be the core or the union of its boxes).
 
     Returns at most 100: the lesions in their order (same boxes, same scores; of more than 100 the first 100), then the
     others with a score >= 0.005, best first, as many as there is room for.
     """
-    everything = replace(config, score_min=0.0, wbf_score_min=0.0, lesion_score_min=0.0)
-    per_scale = [d.best_first().select(np.arange(min(len(d), _MOST_A_SCALE))) for d in per_scale]
-    others = (nms_fusion if config.method == "nms" else last_scale if config.method == "none" else wbf)(per_scale, everything)
-    others = _calibrated(others, config)
+    others = everything(per_scale, config) if whole is None else whole
     others = others.select(others.scores >= CANDIDATE_SCORE_MIN)
     standing = lesions.boxes if covered is None else np.concatenate([lesions.boxes, covered])
     others = others.select(~_stood_for(others.boxes, standing, config.same_iou)).best_first()
@@ -239,7 +257,7 @@ def _iou(box: NDArray[np.float64], many: Boxes) -> NDArray[np.float64]:
     sides = np.minimum(box[2:], many[:, 2:]) - np.maximum(box[:2], many[:, :2])
     common = np.maximum(sides[:, 0], 0.0) * np.maximum(sides[:, 1], 0.0)
     joint = (box[2] - box[0]) * (box[3] - box[1]) + (many[:, 2] - many[:, 0]) * (many[:, 3] - many[:, 1]) - common
-    out: NDArray[np.float64] = np.divide(common, joint, out=np.zeros_like(common), where=joint > 0)
+    out: NDArray[np.float64] = common / np.maximum(joint, np.finfo(np.float64).tiny)
     return out
 
 

@@ -18,7 +18,7 @@ from mammoseg.bundle import Bundle, hash_if_readable, open_bundle
 from mammoseg.config import from_dict, to_dict, with_sets
 from mammoseg.detection.predictor import Detector, DetectorSpec
 from mammoseg.errors import ConfigError, ImageError, NotAMammogramError
-from mammoseg.fusion import FusionConfig, candidates, fuse
+from mammoseg.fusion import FusionConfig, candidates, fuse_all
 from mammoseg.io.load import load_array, load_mammogram
 from mammoseg.provenance import describe_run
 from mammoseg.reconstruction import ReconstructionConfig, reconstruct
@@ -99,13 +99,14 @@ class Pipeline:
         if boxes is None:
             d, fusion = self.config.detection, self.config.fusion
             per_scale = self.detector.detect(mammogram, d.scales or None, d.score_min, fusion.nms_iou)
-            found = fuse(per_scale, fusion)
+            found, whole = fuse_all(per_scale, fusion)
         else:
             per_scale, found = [Detections.empty(mammogram.size)], boxes.best_first()
+            whole = per_scale[0]
         masks = self.segmenter.segment(mammogram, found.boxes)
         lesions = reconstruct(masks, found, mammogram, self.config.reconstruction)
-        everything = candidates(_as_detections(lesions, mammogram.size), per_scale, self.config.fusion, found.boxes)
-        return Findings(self._image_info(mammogram), "processed", None, lesions, everything, self.provenance)
+        shown = candidates(_as_detections(lesions, mammogram.size), per_scale, self.config.fusion, found.boxes, whole)
+        return Findings(self._image_info(mammogram), "processed", None, lesions, shown, self.provenance)
 
     def analyze_file(self, path: Path | str, source: str | None = None) -> Findings:
         """The masses in an image file; a file that cannot be used gives findings with its status and reason.
