@@ -112,7 +112,7 @@ class OpenVinoNetwork:
         self._outputs = len(self._compiled.outputs)
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():
+        if sys is not None and not sys.is_finalizing():  # modules are emptied at the very end
             with _signal_stack_kept():
                 self.__dict__.clear()
 
