@@ -54,6 +54,7 @@ def folder(tmp_path: Path) -> Path:
         mask = np.zeros((200, 200), dtype=np.uint8)
         if name == "P1_L.jpg":
             cv2.ellipse(mask, (100, 80), (30, 18), 0, 0, 360, 255, -1)
+            cv2.circle(mask, (60, 140), 6, 255, -1)
         cv2.line(mask, (60, 190), (140, 190), 255, 5)
         cv2.imwrite(str(tmp_path / "images" / name), image)
         cv2.imwrite(str(tmp_path / "masks" / name), mask, [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -77,10 +78,13 @@ def test_reading_a_folder(folder: Path) -> None:
     assert mass.mask.sum() == pytest.approx(np.pi * 30 * 18, rel=0.06)
     assert item.attributes["n_regions"] == 2
     np.testing.assert_allclose(item.attributes["content_box"], (40, 0, 160, 200), atol=8)
+    (other,) = item.attributes["other_regions"]  # the speck; the line is a rim
+    np.testing.assert_allclose(other, (54, 134, 67, 147), atol=1)
 
 
 def test_options_widen_what_is_read(folder: Path) -> None:
-    assert [len(i.annotation.masses) for i in read(folder, regions="all")] == [2, 1]
+    assert [len(i.annotation.masses) for i in read(folder, regions="all")] == [3, 1]
+    assert [i.attributes["other_regions"] for i in read(folder, regions="all")] == [[], []]
     assert len(read(folder, images="all", regions="all")) == 3
     with pytest.raises(DatasetError, match="mass_like, all"):
         read(folder, regions="some")

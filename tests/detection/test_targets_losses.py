@@ -142,6 +142,22 @@ def test_good_prediction_that_is_no_positive_is_ignored() -> None:
     assert float(strict["objectness"]) == pytest.approx(8.0, abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["published", "dense"])
+def test_what_lies_in_an_ignored_box_is_no_background(kind: str) -> None:
+    maps = [torch.zeros(2, 18, h, w) for h, w in MAPS]
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    geometry, config = Geometry(ANCHORS, STRIDES, 1.0), LossConfig(kind=kind)  # type: ignore[arg-type]
+    every = float(detection_loss(maps, *none, geometry, config)["objectness"])
+    ignored = torch.tensor([[9.0, 17, 32, 32]]), torch.tensor([1])
+    # Zero maps predict the centres of cells: in the box lie 3 x 2 of the finest map and (24, 24) of the next.
+    left = float(detection_loss(maps, *none, geometry, config, ignored=ignored)["objectness"])
+    assert left / every == pytest.approx(1 - 7 / (2 * 84))
+    # A true box inside is learnt all the same.
+    truth = torch.tensor([[18.0, 18, 30, 30]]), torch.tensor([1])
+    with_truth = detection_loss(maps, *truth, geometry, config, ignored=ignored)
+    assert float(with_truth["box"]) > 0
+
+
 def test_box_losses_against_hand_computed_values() -> None:
     a, b = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2]])
     # IoU 2/6; hull 3x2 = union: GIoU = IoU. Centres 1 apart, hull's diagonal² 13; equal shapes.

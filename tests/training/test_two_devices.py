@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from mammoseg.detection.training import DetectionTask, SamplingConfig
 from mammoseg.experiments.train_segmenter import SegmenterTask, SegmenterTrainConfig
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.crops import CropConfig
-from mammoseg.preprocessing.resize import FrameConfig
+from mammoseg.preprocessing.resize import FrameConfig, frame_transform
 from mammoseg.segmentation.losses import SegmentationLossConfig
 from mammoseg.segmentation.regions import load_regions
 from mammoseg.training.batches import share_of
@@ -94,10 +95,47 @@ def test_the_input_size_changes_with_the_global_batch_and_every_size_comes(data:
         assert torch.equal(owners, whole["image"])
 
 
+def test_transplanted_masses_come_with_their_boxes_and_move_no_other_draw(data: Path, tmp_path: Path) -> None:
+    task = make_task("dense", data, tmp_path)
+    assert isinstance(task, DetectionTask)
+    bare, size, more = AugmentationConfig(noise=0.0), (160, 128), 0
+    for place, cached in enumerate(task.train * 4):
+        views = []
+        for config in (bare, replace(bare, transplant=1.0)):
+            task.augmentation = config
+            views.append(task.view(cached, size, np.random.default_rng(place)))
+        (image, boxes, _), (other, with_graft, _) = views
+        np.testing.assert_array_equal(with_graft[: len(boxes)], boxes)
+        more += len(with_graft) - len(boxes)
+        assert (len(with_graft) > len(boxes)) == bool((np.abs(image - other) > 0.02).any())
+        for x1, y1, x2, y2 in with_graft[len(boxes) :].astype(int):
+            assert (np.abs(image - other)[y1:y2, x1:x2] > 0.02).mean() > 0.2
+    assert more > len(task.train)  # of four views each
+
+
+def test_other_regions_are_ignored_where_they_lie(data: Path, tmp_path: Path) -> None:
+    task = make_task("dense", data, tmp_path)
+    assert isinstance(task, DetectionTask)
+    item = read_dataset(f"phantom:{data}")[0]
+    height, width = item.annotation.size
+    marked = replace(
+        item, attributes=item.attributes | {"other_regions": [(width * 0.25, height * 0.25, width * 0.75, height * 0.5)]}
+    )
+    (cached,) = cached_images([marked], tmp_path, task.spec.frame, 160)
+    frame = task.view(cached, (160, 128), None)
+    whole = frame_transform(np.asarray(cached.measured.box), (160, 128), "keep")
+    np.testing.assert_allclose(frame[2], whole.boxes(cached.ignored))
+    np.testing.assert_allclose(cached.ignored[0, [1, 3]], [40, 80], atol=0.5)
+    task.train = [cached]
+    batch = task.batch(0, range(2), 0)
+    assert len(batch["ignored"]) == len(batch["ignored_image"]) >= 1
+
+
 def test_two_devices_give_the_curve_and_the_weights_of_one(data: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(f"""
 import os, sys
+from dataclasses import replace
 from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -40,8 +40,9 @@ def read(path: Path, images: str = "mass", regions: str = "mass_like") -> list[D
     images: "mass" takes the images whose findings or tags mention a mass (125 as published), "all" takes all.
     regions: "mass_like" (see the module; images without one are left out, since they are not free of findings) or "all" of
     at least 40 pixels. Each mass has `area_px`, `thickness`, `solidity` and `mass_like` among its attributes, each item
-    `findings`, `tags`, `n_regions` (the source's count of regions) and `content_box`, the xyxy part of the padded image that
-    is mammogram. Raises DatasetError naming file and what to do.
+    `findings`, `tags`, `n_regions` (the source's count of regions), `content_box`, the xyxy part of the padded image that is
+    mammogram, and `other_regions`, the xyxy boxes of regions that are no rims and yet not mass-like (with "all": none).
+    Raises DatasetError naming file and what to do.
     """
     for option, value, known in (("images", images, ("mass", "all")), ("regions", regions, ("mass_like", "all"))):
         if value not in known:
@@ -65,10 +66,13 @@ def _item(path: Path, row: dict[str, str], regions: str) -> DatasetItem:
     pixels, mask = _grey(path / "images" / name), _grey(path / "masks" / name) > 127
     if pixels.shape != mask.shape:
         raise DatasetError(f"{path / 'masks' / name}: expected the size of its image {pixels.shape}, got {mask.shape}")
-    masses = [m for m in _regions(mask) if regions == "all" or m.attributes["mass_like"]]
+    found = _regions(mask)
+    masses = [m for m in found if regions == "all" or m.attributes["mass_like"]]
     image_id = f"images/{name}"
     attributes: dict[str, Any] = {k: row[k] for k in ("findings", "tags", "birads", "pathology") if row.get(k)}
     attributes |= {"n_regions": int(row["n_regions"]), "content_box": content_box(pixels)}
+    others = [m for m in found if not m.attributes["mass_like"] and m.attributes["thickness"] >= LEAST_THICKNESS]
+    attributes["other_regions"] = [] if regions == "all" else [m.box for m in others]
     return DatasetItem(
         image_id=image_id,
         path=str(path / "images" / name),

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ log = logging.getLogger("mammoseg.detection")
 class CachedImage:
     """One image of the cache. raw: uint16[h, w], 0..65535 for 0..1. boxes: f64[N, 4] of its masses, in this frame.
 
-    measured: in this frame too. scale: of this frame to the native one.
+    measured: in this frame too. scale: of this frame to the native one. ignored: f64[M, 4] in this frame, of what is neither a
+    mass nor free of findings (the item's attribute `other_regions`).
     """
 
     item: DatasetItem
@@ -40,6 +41,7 @@ class CachedImage:
     boxes: Boxes
     measured: FrameMeasure
     scale: float
+    ignored: Boxes = field(default_factory=lambda: np.zeros((0, 4)))
 
     @property
     def pixels(self) -> FloatImage:
@@ -81,8 +83,11 @@ def cached_images(
     out = []
     for item, raw, measured in zip(items, raws, measures, strict=True):
         factor = raw.shape[0] / item.annotation.size[0], raw.shape[1] / item.annotation.size[1]
-        boxes = np.array([m.box for m in item.annotation.masses], dtype=np.float64).reshape(-1, 4)
-        out.append(CachedImage(item, raw, boxes * ((factor[1], factor[0]) * 2), measured, factor[0]))
+        boxes, ignored = (
+            np.array(given, dtype=np.float64).reshape(-1, 4) * ((factor[1], factor[0]) * 2)
+            for given in ([m.box for m in item.annotation.masses], item.attributes.get("other_regions", []))
+        )
+        out.append(CachedImage(item, raw, boxes, measured, factor[0], ignored))
     return out
 
 

@@ -24,6 +24,9 @@ class AugmentationConfig:
     The looks of other films and detectors: tone: how uneven a random rising tone curve is (standard deviation of the logarithm
     of its slopes); flatten: largest share of the coarse brightness taken away, as digital processing evens out the breast's
     thickness; sharpen: largest strength of an unsharp mask. Each is drawn for half of the views.
+
+    transplant: share of the views that get a mass of another training image (see `transplant`), as large to the breast as it is
+    there up to a factor of `transplant_scale` or its inverse.
     """
 
     flip_horizontal: float = 0.5
@@ -39,6 +42,8 @@ class AugmentationConfig:
     tone: float = 0.0
     flatten: float = 0.0
     sharpen: float = 0.0
+    transplant: float = 0.0
+    transplant_scale: float = 1.5
 
 
 @dataclass(frozen=True)
