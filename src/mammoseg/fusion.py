@@ -24,6 +24,7 @@ TOLERANCE = 1e-9
 CANDIDATE_SCORE_MIN = 0.005
 MAX_CANDIDATES = 100
 MOST_A_SCALE = 200
+_TINY = float(np.finfo(np.float64).tiny)
 
 Method = Literal["msf", "wbf", "nms", "none"]
 
@@ -234,31 +235,38 @@ def _weighted(per_scale: Sequence[Detections], iou: float) -> Detections:
     scale = np.concatenate([np.full(len(d), i) for i, d in enumerate(per_scale)])
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] > 0]
-    fused, weighted = np.zeros((len(order), 4)), np.zeros((len(order), 4))
-    weight, members = np.zeros(len(order)), np.zeros(len(order), dtype=np.int64)
-    agree = np.zeros((len(order), len(per_scale)), dtype=bool)
+    fused, weighted = np.zeros((4, len(order))), np.zeros((len(order), 4))
+    areas, weight = np.zeros(len(order)), np.zeros(len(order))
+    members, agree = np.zeros(len(order), dtype=np.int64), np.zeros((len(order), len(per_scale)), dtype=bool)
     n = 0
     for k in order:
-        overlaps = _iou(boxes[k], fused[:n])
-        best = int(overlaps.argmax()) if n else 0
-        if not n or overlaps[best] <= iou:
+        best, overlap = _most_overlapped(boxes[k], fused[:, :n], areas[:n])
+        if overlap <= iou:
             best, n = n, n + 1
         weighted[best] += scores[k] * boxes[k]
         weight[best] += scores[k]
         members[best] += 1
         agree[best, scale[k]] = True
-        fused[best] = weighted[best] / weight[best]
+        x1, y1, x2, y2 = fused[:, best] = weighted[best] / weight[best]
+        areas[best] = (x2 - x1) * (y2 - y1)
     score = weight[:n] / np.maximum(members[:n], 1) * agree[:n].sum(axis=1) / len(per_scale)
-    return Detections(fused[:n], score.clip(0.0, 1.0), size, "wbf").best_first()
+    return Detections(np.ascontiguousarray(fused[:, :n].T), score.clip(0.0, 1.0), size, "wbf").best_first()
 
 
-def _iou(box: NDArray[np.float64], many: Boxes) -> NDArray[np.float64]:
-    """One box against many f64[N, 4], as `box_iou` but with little overhead: it runs once for every box."""
-    sides = np.minimum(box[2:], many[:, 2:]) - np.maximum(box[:2], many[:, :2])
-    common = np.maximum(sides[:, 0], 0.0) * np.maximum(sides[:, 1], 0.0)
-    joint = (box[2] - box[0]) * (box[3] - box[1]) + (many[:, 2] - many[:, 0]) * (many[:, 3] - many[:, 1]) - common
-    out: NDArray[np.float64] = common / np.maximum(joint, np.finfo(np.float64).tiny)
-    return out
+def _most_overlapped(box: NDArray[np.float64], many: NDArray[np.float64], areas: NDArray[np.float64]) -> tuple[int, float]:
+    """Which of the boxes f64[4, N] of `areas` `box` overlaps most, the first of equals, and its IoU; (0, 0) of none.
+
+    As `box_iou` but with little overhead: it runs once for every box.
+    """
+    if not len(areas):
+        return 0, 0.0
+    x1, y1, x2, y2 = box.tolist()
+    width = np.minimum(many[2], x2) - np.maximum(many[0], x1)
+    height = np.minimum(many[3], y2) - np.maximum(many[1], y1)
+    common = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    iou = common / np.maximum(areas + (x2 - x1) * (y2 - y1) - common, _TINY)
+    best = int(iou.argmax())
+    return best, float(iou[best])
 
 
 def _stood_for(boxes: Boxes, standing: Boxes, same_iou: float) -> NDArray[np.bool_]:

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+_NMS_BLOCK = 64
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -215,20 +217,24 @@ def nms(boxes: ArrayLike, scores: ArrayLike, iou_max: float) -> NDArray[np.int64
     """
     b = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    kept: list[int] = []
-    rest = order
-    x1, y1, x2, y2 = (np.ascontiguousarray(side) for side in b.T)
+    x1, y1, x2, y2 = (np.ascontiguousarray(side) for side in b[order].T)
     areas = (x2 - x1) * (y2 - y1)
-    while len(rest):  # each kept box is compared with what is left alone: most boxes go early
-        best, rest = rest[0], rest[1:]
-        kept.append(int(best))
-        width = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest])
-        height = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest])
+    kept: list[int] = []
+    rest = np.arange(len(order))
+    while len(rest):  # a block of the best is compared with all that is left; most boxes go early
+        block = rest[:_NMS_BLOCK]
+        width = np.minimum(x2[block, None], x2[rest]) - np.maximum(x1[block, None], x1[rest])
+        height = np.minimum(y2[block, None], y2[rest]) - np.maximum(y1[block, None], y1[rest])
         common = np.maximum(width, 0.0) * np.maximum(height, 0.0)
-        union = areas[best] + areas[rest] - common
-        iou = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-        rest = rest[iou <= iou_max]
-    return np.array(kept, dtype=np.int64)
+        exceeds = common > iou_max * (areas[block, None] + areas[rest] - common)  # (block, rest)
+        gone = np.zeros(len(rest), dtype=bool)
+        for i, place in enumerate(block.tolist()):
+            if not gone[i]:
+                kept.append(place)
+                gone |= exceeds[i]
+        gone[: len(block)] = True
+        rest = rest[~gone]
+    return np.asarray(order[np.array(kept, dtype=np.int64)])
 
 
 def ellipse_in(box: ArrayLike) -> tuple[Array, tuple[int, int]]:
