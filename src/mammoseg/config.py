@@ -11,7 +11,7 @@ import json
 import tomllib
 import types as _types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,6 +83,29 @@ def with_sets(config: T, sets: Iterable[str]) -> T:
             value = text
         _put(values, key.strip().split("."), value, type(config))
     return from_dict(type(config), values, base=config)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, value there, value here) of all that differs between two nested, JSON-able mappings; dotted keys, values as text.
+
+    >>> differences({"a": {"b": 1, "c": (2, 3)}}, {"a": {"b": 1, "c": [2, 4]}, "d": None})
+    [('a.c', '[2, 3]', '[2, 4]')]
+    """
+    a, b = (dict(_flat(json.loads(json.dumps(values)))) for values in (there, here))
+    return [(k, _short(a.get(k)), _short(b.get(k))) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _laid_over(under: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mammoseg.bundle import Bundle, hash_if_readable, open_bundle
 from mammoseg.config import from_dict, to_dict, with_sets
 from mammoseg.detection.predictor import Detector, DetectorSpec
-from mammoseg.errors import ConfigError, ImageError, NotAMammogramError
+from mammoseg.errors import ConfigError, ImageError, NotAMammogramError, UsageError
 from mammoseg.fusion import FusionConfig, candidates, fuse_all
 from mammoseg.io.load import load_array, load_mammogram
 from mammoseg.provenance import describe_run
@@ -32,6 +32,23 @@ LANES = 2
 
 SIDE_MOST = 4096
 """Of a scale, in px: about a mammogram's own; what is larger is a slip that would take all memory."""
+
+
+def parse_scales(text: str) -> list[tuple[int, int]]:
+    """Scales as written, width x height, to (H, W).
+
+    >>> parse_scales("160x320,256x512")
+    [(320, 160), (512, 256)]
+    """
+    out = []
+    for part in text.replace("×", "x").split(","):
+        width, x, height = part.strip().lower().partition("x")
+        if not x or not width.isdecimal() or not height.isdecimal():
+            raise UsageError(f"--scales: expected WIDTHxHEIGHT,... such as 320x640,480x960, got {part.strip()!r}")
+        if int(width) % 32 or int(height) % 32 or not int(width) or not int(height):
+            raise UsageError(f"--scales: width and height must be multiples of 32, got {part.strip()}")
+        out.append((int(height), int(width)))
+    return out
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ def lesion(number, x, y, score=0.9, side=4):
     return Lesion(number, box, score, np.ones((side, side), dtype=bool), (y, x), contour)
 
 
-def findings(source, lesions=(), extra=(), size=SIZE, **image):
+def findings(source, lesions=(), extra=(), size=SIZE, given=False, **image):
     boxes = np.array([x.box for x in lesions] + [e[:4] for e in extra], dtype=float).reshape(-1, 4)
     scores = np.array([x.score for x in lesions] + [e[4] for e in extra], dtype=float)
     info = ImageInfo(source, *size, **image)
-    bundle = {"bundle": {"name": "b1", "sha256": "0" * 64}}
+    bundle = {"bundle": {"name": "b1", "sha256": "0" * 64}} | ({"boxes_sha256": "1" * 64} if given else {})
     return Findings(info, "processed", None, tuple(lesions), Detections(boxes, scores, size).best_first(), bundle)
 
 
@@ -290,10 +290,13 @@ def test_findings_on_true_boxes_need_not_hold_images_without_a_mass(tmp_path):
     truth = [item("a.png", [mass(8, 8)]), item("b.png")]
     for run, folders in (("out", ("a", "b")), ("crops", ("a",))):
         for name in folders:
-            write_findings(tmp_path / run / name / "findings.json", findings(f"{name}.png", [lesion(1, 8, 8)]))
+            made = findings(f"{name}.png", [lesion(1, 8, 8)], given=run == "crops")
+            write_findings(tmp_path / run / name / "findings.json", made)
         write_run(tmp_path / run, folders)
     result = evaluate(tmp_path / "out", truth, EvaluationOptions(resamples=0, crops=str(tmp_path / "crops")))
     assert result["dice_true_crops"].value == 1
+    with pytest.raises(EvaluationError, match=r"out: expected findings made with the true boxes.*--boxes"):
+        evaluate(tmp_path / "out", truth, EvaluationOptions(resamples=0, crops=str(tmp_path / "out")))
     with pytest.raises(EvaluationError, match="1 of 2 images of the truth have no findings"):
         evaluate(tmp_path / "crops", truth, FAST)
 

@@ -27,7 +27,7 @@ def _held_out(folder: Path, fusion: dict[str, Any] | None = None, n: int = 80) -
     """Images with a mass each and findings of raw scores; the truth as COCO. Returns the folder of the findings."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    settings = {"settings": {"fusion": fusion or to_dict(FusionConfig(method="wbf"))}}
+    settings = {"settings": {"detection": {"score_min": 0.004}, "fusion": fusion or to_dict(FusionConfig(method="wbf"))}}
     provenance = {"bundle": {"name": "b", "sha256": "0" * 64}, **settings}
     for k in range(n):
         name = f"{k:02d}.png"
@@ -63,6 +63,8 @@ def test_calibrated_bundle_from_the_command_line(
     assert _run(*arguments).exit_code == 2  # not over an earlier file
     fitted = json.loads((tmp_path / "fit.json").read_text())
     assert fitted["measured"]["raw"]["ece"] > fitted["measured"]["cross_fitted"]["ece"]
+    assert fitted["measured"]["bundle"] == {"name": "b", "sha256": "0" * 64}
+    assert fitted["pipeline"]["detection"] == {"score_min": 0.004}  # whatever the boxes' scores came from goes along
     points = {p["fpi"]: p["score_min"] for p in fitted["pipeline"]["operating_points"]}
     assert points[0.1] > points[0.2] > points[0.5]
 

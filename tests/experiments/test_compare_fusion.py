@@ -88,6 +88,14 @@ def test_boxes_are_kept_and_a_second_run_computes_none(
     again = CliRunner().invoke(module.main, arguments)
     assert again.exit_code == 0, again.output
     assert (tmp_path / "fusion.csv").read_bytes() == made
+    # Other scales are another question: the boxes kept do not answer it.
+    refused = CliRunner().invoke(module.main, [*arguments, "--scales", "64x128"])
+    assert "is of another bundle or other scales" in str(refused.exception)
+    monkeypatch.undo()
+    all_of_it = ["--weights", str(tiny_bundle), "--data", spec, "--out", str(tmp_path / "one"), "--scales", "64x128"]
+    assert CliRunner().invoke(module.main, all_of_it).exit_code == 0
+    ways_run = [row["way"] for row in csv.DictReader((tmp_path / "one" / "fusion.csv").open())]
+    assert [w for w in ways_run if w.startswith("single")] == ["single 64x128"]
 
 
 def test_the_mirrored_image_is_run_too_and_its_boxes_lie_in_the_image(tmp_path: Path, tiny_bundle: Path) -> None:

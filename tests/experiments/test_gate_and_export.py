@@ -193,3 +193,16 @@ def test_the_shipped_bundle_runs_as_its_gate_allows() -> None:
     way = opened.metrics["gate"]["ways"][gate._name(runtime.f32_networks)]
     assert gate.falls_short(way) == way["falls_short"] == []
     assert way["lesions"] >= gate.MASSES_LEAST
+
+
+def test_a_gate_that_compared_nothing_does_not_pass(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "a.png"
+    image.touch()
+    way = {"images": 1, "lesions": 0, "falls_short": []}
+    monkeypatch.setattr("mammoseg.experiments.gate.run_gate", lambda *a, **k: {"ways": {"f32": way}, "runtime": {}})
+    done = CliRunner().invoke(cli, ["bundle", "check", str(tiny_bundle), "--image", str(image)])
+    assert done.exit_code == 1
+    assert "no mass was found, so nothing was compared" in done.output
+    refused = CliRunner().invoke(cli, ["bundle", "check", str(tiny_bundle), "--image", str(image), "--most", "3"])
+    assert refused.exit_code == 2
+    assert "leave them out with --image" in refused.output

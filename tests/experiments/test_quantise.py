@@ -274,6 +274,9 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
     fails(1, "holds detector and segmenter in INT8", quantised[0])
     fails(2, "its runtime.kind is onnxruntime", changed(tiny_bundle, tmp_path / "other", kind="onnxruntime"))
     fails(2, "is not empty; name another folder", to=tmp_path / "other")
+    inside = tiny_bundle / "new"
+    fails(2, "expected a folder outside", to=inside)
+    assert not inside.exists()
     save_fold(tmp_path / "fold.json", whole(read_dataset(data)))
     fails(1, "no image on its test side", tiny_bundle, "--fold", str(tmp_path / "fold.json"), "--side", "test")
     monkeypatch.setattr(exporting, "read_dataset", lambda _: [])

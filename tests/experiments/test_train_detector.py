@@ -11,6 +11,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from mammoseg.datasets import read_dataset
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold
-from mammoseg.errors import ConfigError, TrainingError, UsageError
+from mammoseg.errors import ConfigError, DatasetError, TrainingError, UsageError
 from mammoseg.geometry import box_iou
 from mammoseg.io.load import load_mammogram
 
@@ -210,6 +211,10 @@ def test_a_run_may_keep_a_share_of_what_it_started_from(data: Path, trained: Pat
     assert moved
     for key, value in kept.state.items():
         torch.testing.assert_close(value, 0.25 * begin[key] + 0.75 * end.state[key] if key in moved else end.state[key])
+    assert kept.record["metrics_of_the_run"] == end.record["metrics"]
+    # What is recorded is measured with what is saved: nearly all of the start gives the figures of the start.
+    nearly = load_model(train_detector(replace(config, keep_start=0.999999), spec, tmp_path / "nearly", init=trained))
+    assert nearly.record["metrics"] == pytest.approx(load_model(trained).record["metrics"], abs=1e-6)
     fresh = load_model(train_detector(replace(small(tmp_path / "cache"), keep_start=0.5), spec, tmp_path / "fresh"))
     for key, value in fresh.state.items():  # it started from no detector: the same as without
         assert torch.equal(value, begin[key])
@@ -436,3 +441,41 @@ learning_rate = 5e-3
 def test_runs_that_come_before_have_names_of_their_own(names: list[str]) -> None:
     with pytest.raises(ConfigError, match="name of its own"):
         DetectorTrainConfig(before=tuple(DetectorStage(n) for n in names))
+
+
+def test_a_run_that_comes_before_takes_the_rest_of_its_network_over() -> None:
+    under = small(Path("cache"))
+    stage = DetectorStage("first", settings={"network": {"fold_norm": False}})
+    first = replace(under, before=(stage,)).of_stage(stage)
+    assert first.network == {**under.network, "fold_norm": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"network": {"neck_widths": [8, 8, 16]}}, r"before first: network.neck_widths is \[8, 8, 16\], and \[8, 16, 16\]"),
+        ({"frame": {"region": "full"}}, 'before first: frame.region is "full", and "breast" in the last run'),
+        ({"before": [{"name": "inner"}]}, "before first: expected no runs before a run that comes before"),
+    ],
+)
+def test_runs_that_cannot_follow_each_other_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        replace(small(Path("cache")), before=(DetectorStage("first", settings=settings),))
+
+
+def test_what_stops_the_last_run_stops_the_first_before_it_starts(data: Path, tmp_path: Path) -> None:
+    under = small(tmp_path / "cache", steps=2)
+    chain = replace(under, before=(DetectorStage("first"),))
+    spec = f"phantom:{data}"
+    held = tmp_path / "held"
+    train_detector(under, spec, held)
+    kept = (held / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="holds a training run already"):
+        train_detector(chain, spec, held)
+    with pytest.raises(UsageError, match="came after no run 'first': this is another one"):
+        train_detector(chain, spec, held, resume=True)
+    with pytest.raises(DatasetError, match="nowhere"):
+        train_detector(chain, spec, tmp_path / "new", also=[(f"phantom:{tmp_path / 'nowhere'}", None)])
+    assert not (held / "first").exists()
+    assert not (tmp_path / "new" / "first").exists()
+    assert (held / "model" / "model.safetensors").read_bytes() == kept

@@ -36,6 +36,14 @@ def test_looks_are_off_by_default_and_do_not_move_the_other_draws() -> None:
     assert all(8 <= sum(column) <= 32 for column in zip(*some, strict=True))  # each for about half of the views
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("transplant", 2.0), ("transplant", -1.0), ("transplant_scale", 0.0), ("scale", 0.5), ("noise", -0.1)]
+)
+def test_ranges_that_cannot_be_drawn_from_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: expected .*, got {value}"):
+        AugmentationConfig(**{name: value})
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_tone_curve_rises_from_0_to_1_and_keeps_the_order_of_greys(seed: int) -> None:
     drawn = draw(np.random.default_rng(seed), SIZE, AugmentationConfig(tone=1.0))

@@ -100,17 +100,19 @@ def check(bundle: Path, data: str | None, images: tuple[Path, ...], most: int | 
 
     The same masses at IoU 0.9 or more, scores within 0.02, outlines of Dice 0.99 in the mean; with --data also AP50 within 0.5
     points and Dice within 0.3. With --store the bundle runs in INT8 or bf16 from then on, a network that fails in the next
-    finer. Exit code 1: not even float32 passes.
+    finer. Exit code 1: not even float32 passes, or no mass was found.
     """
     _need_torch()
     from mammoseg.experiments.gate import run_gate, store
 
     if (data is None) == (not images):
         raise UsageError("expected --data DATASET or --image FILE, one of them")
+    if images and (most is not None or options["fold"] is not None):
+        raise UsageError("--most and --fold choose among the images of --data; leave them out with --image")
     given: list[Any] = list(images) if data is None else _spread(data, most, **options)
     result = run_gate(bundle, given)
     for name, way in result["ways"].items():
-        short = "; ".join(way["falls_short"]) or "passed"
+        short = "; ".join(way["falls_short"]) or ("passed" if way["lesions"] else "no mass was found, so nothing was compared")
         click.echo(f"{name}: {way['images']} images, {way['lesions']} masses: {short}")
     if keep:
         fold = "" if options["fold"] is None else f", {options['side']} side of a fold"
@@ -120,7 +122,8 @@ def check(bundle: Path, data: str | None, images: tuple[Path, ...], most: int | 
         sets = (("INT8", runtime["int8_networks"]), ("float32", set(runtime["f32_networks"]) - set(runtime["int8_networks"])))
         kept = "".join(f", {words} for {' and '.join(sorted(names))}" for words, names in sets if names)
         click.echo(f"{bundle}: precision {runtime['precision']}{kept}; sha256 {opened.sha256}")
-    return 1 if result["ways"]["f32"]["falls_short"] else 0
+    plain = result["ways"]["f32"]
+    return 1 if plain["falls_short"] or not plain["lesions"] else 0
 
 
 @click.command()
@@ -158,6 +161,8 @@ def quantise(bundle: Path, data: str, out: Path, most: int, networks: tuple[str,
         raise ConfigError("INT8 needs nncf, which is not installed: pip install 'mammoseg[quantise]'")
     from mammoseg.experiments.quantise import quantise_bundle
 
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(f"--out {out}: expected a folder outside {bundle}, whose files have their sums")
     items = _spread(data, most, **options)
     with held_beside(out):
         made = quantise_bundle(bundle, items, data, out, networks or NETWORKS)

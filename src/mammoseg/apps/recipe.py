@@ -153,7 +153,7 @@ def _admit(out: Path, identity: Mapping[str, Any]) -> None:
 
     Parts of two builds would be mixed, and the one be measured on patients that the other was trained on.
     """
-    from mammoseg.training.identity import differences
+    from mammoseg.config import differences
 
     file = out / "build.json"
     if file.is_file():

@@ -23,9 +23,10 @@ from mammoseg.apps.remote import collect_urls, is_url
 from mammoseg.apps.server.command import check_installed, view
 from mammoseg.apps.worker import Job, Plan
 from mammoseg.bundle import open_bundle
+from mammoseg.config import differences, to_dict
 from mammoseg.errors import DEBUG_VARIABLE, UsageError
 from mammoseg.io.dicom_results import STUDY_FORMATS
-from mammoseg.pipeline import changed, settings_of
+from mammoseg.pipeline import PipelineConfig, changed, parse_scales, settings_of
 
 SETTINGS_HELP = "Change any setting of the bundle, e.g. --set fusion.nms_iou=0.5 (may be repeated)."
 
@@ -144,13 +145,10 @@ def _prepare(texts: Sequence[str], out: Path, weights: Path | None, options: dic
         if options["min_score"] is not None:
             raise UsageError("--operating-point and --min-score exclude each other")
         config = config.at(options["operating_point"])
-    own = config.fusion.method
+    own = config
     config = changed(config, option_sets(options))
-    if options["operating_point"] is not None and config.fusion.method != own:
-        raise UsageError(
-            f"--operating-point: expected the bundle's own fusion, {own}, which its points are measured with, got "
-            f"{config.fusion.method}; leave --fusion out, or give --min-score in its place"
-        )
+    if options["operating_point"] is not None:
+        _check_operating_point(own, config, options["boxes"])
     check_out(out, [] if urls else inputs, options["resume"], options["overwrite"])
     found = collect_urls(urls) if urls else _collect(inputs, out, options)
     refuse_mixing(out, (image.path for image in found.images if image.url is None))
@@ -169,6 +167,22 @@ def _prepare(texts: Sequence[str], out: Path, weights: Path | None, options: dic
     parquet = options["engine"] == "ray" if options["parquet"] is None else options["parquet"]
     plan = Plan(bundle.directory, config, out, formats, extra, options["engine"], parquet)
     return _Prepared(jobs, plan, len(found.skipped), remarks, not found.unread)
+
+
+def _check_operating_point(own: PipelineConfig, here: PipelineConfig, boxes: Path | None) -> None:
+    """Raises `UsageError` where settings differ from those that the bundle's points are measured with."""
+    if boxes is not None:
+        raise UsageError("--operating-point and --boxes exclude each other: nothing is detected where boxes are given")
+    there, now = ({"detection": to_dict(c.detection), "fusion": to_dict(c.fusion)} for c in (own, here))
+    if here.fusion.method != own.fusion.method:  # which takes other settings along
+        there, now = ({"fusion": {"method": c.fusion.method}} for c in (own, here))
+    changes = differences(there, now)
+    if changes:
+        listed = "; ".join(f"{name} {a}, got {b}" for name, a, b in changes[:3])
+        raise UsageError(
+            f"--operating-point: expected the bundle's own settings, which its points are measured with: {listed}; "
+            "leave that out, or give --min-score in place of --operating-point"
+        )
 
 
 def _check_engine(urls: Sequence[str], texts: Sequence[str], formats: Sequence[str], options: dict[str, Any]) -> None:
@@ -261,23 +275,6 @@ def option_sets(options: dict[str, Any]) -> list[str]:
     if options["scales"] is not None:
         sets.append(f"detection.scales={json.dumps(parse_scales(options['scales']))}")
     return [*sets, *options["sets"]]
-
-
-def parse_scales(text: str) -> list[tuple[int, int]]:
-    """Scales as written, width x height, to (H, W).
-
-    >>> parse_scales("160x320,256x512")
-    [(320, 160), (512, 256)]
-    """
-    out = []
-    for part in text.replace("×", "x").split(","):
-        width, x, height = part.strip().lower().partition("x")
-        if not x or not width.isdecimal() or not height.isdecimal():
-            raise UsageError(f"--scales: expected WIDTHxHEIGHT,... such as 320x640,480x960, got {part.strip()!r}")
-        if int(width) % 32 or int(height) % 32 or not int(width) or not int(height):
-            raise UsageError(f"--scales: width and height must be multiples of 32, got {part.strip()}")
-        out.append((int(height), int(width)))
-    return out
 
 
 def _plural(number: int, one: str, many: str | None = None) -> str:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from mammoseg.bundle import hash_file
 from mammoseg.config import to_dict
+from mammoseg.datasets.images import load_item
 from mammoseg.errors import DatasetError
-from mammoseg.io.load import load_mammogram
 from mammoseg.preprocessing.resize import FrameConfig, FrameMeasure, measure
 from mammoseg.types import Boxes, DatasetItem, FloatImage
 
@@ -118,7 +118,7 @@ def _write_pixels(
     flat = np.lib.format.open_memmap(str(temporary), mode="w+", dtype=np.uint16, shape=(total,))
 
     def write(i: int) -> None:
-        pixels = load_mammogram(Path(items[i].path)).pixels
+        pixels = load_item(items[i]).pixels
         if pixels.shape != items[i].annotation.size:
             said = items[i].annotation.size
             raise DatasetError(f"{items[i].image_id}: the image is {pixels.shape} (H, W), its annotation says {said}")

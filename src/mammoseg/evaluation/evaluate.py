@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mammoseg.config import to_dict
 from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.datasets.splits import Side, read_side
+from mammoseg.errors import EvaluationError
 from mammoseg.evaluation.average_precision import PrecisionRecall, precision_recall
 from mammoseg.evaluation.bootstrap import Interval, intervals, resamples
 from mammoseg.evaluation.calibration import Reliability, reliability
@@ -168,8 +169,14 @@ def evaluate(
     crops = None
     if options.crops is not None:
         folder = Path(options.crops)
+        made = load_findings(folder)
+        if any(f.status == "processed" and "boxes_sha256" not in f.provenance for f in made):
+            raise EvaluationError(
+                f"{folder}: expected findings made with the true boxes given, got a run that detected by itself; "
+                "segment again with --boxes and the boxes of the truth"
+            )
         with_masses = [item for item in truth if item.annotation.masses]  # images without boxes are not in such a run
-        crops = pair(load_findings(folder), with_masses, trained_on_patients(folder, options.allow_seen), names)
+        crops = pair(made, with_masses, trained_on_patients(folder, options.allow_seen), names)
     return evaluate_pairs(pairs, options, crops)
 
 

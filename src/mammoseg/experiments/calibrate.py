@@ -26,7 +26,8 @@ DEFAULT_FPI = 0.2
 class Calibration:
     """calibration, points: to ship. before: of the raw scores; crossed: each patient's by a map fitted on the other patients.
 
-    n_images, n_masses: measured on. dataset: its name. fusion: the settings the findings were made with.
+    n_images, n_masses: measured on. dataset: its name. settings: of detection and fusion, those the findings were made with;
+    bundle: name and sha256 of the one that made them.
     """
 
     calibration: CalibrationConfig
@@ -36,19 +37,22 @@ class Calibration:
     n_images: int
     n_masses: int
     dataset: str
-    fusion: dict[str, Any]
+    settings: dict[str, Any]
+    bundle: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able. "pipeline" are settings of a bundle, differences from those that the findings were made with."""
         default = next((p.score_min for p in self.points if p.fpi == DEFAULT_FPI), 0.0)
         return {
             "pipeline": {
-                "fusion": {**self.fusion, "calibration": to_dict(self.calibration), "lesion_score_min": default},
+                **self.settings,
+                "fusion": {**self.settings["fusion"], "calibration": to_dict(self.calibration), "lesion_score_min": default},
                 "operating_points": [to_dict(p) for p in self.points],
             },
             "measured": {
                 "on": f"{self.n_images} images with {self.n_masses} masses of {self.dataset}",
                 "criterion": Criterion().name,
+                "bundle": self.bundle,
                 "raw": None if self.before is None else asdict(self.before),
                 "cross_fitted": None if self.crossed is None else asdict(self.crossed),
             },
@@ -62,8 +66,8 @@ def calibrate(findings: Path, truth: str, items: Sequence[DatasetItem], folds: i
     EvaluationError as `admit` and `fit_logistic`, and where findings are calibrated already or of several settings.
     """
     pairs = pair(load_findings(findings), items, trained_on_patients(findings, False), [dataset_name(truth)])
-    admit(pairs)
-    fusion = _settings(pairs)
+    admit(pairs, optional=False)
+    settings, bundle = _made_with(pairs)
     ranked = rank_candidates(pairs.pairs, Criterion())
     fitted = fit_logistic(ranked.scores, ranked.hits)
     probable = Ranked(fitted.apply(ranked.scores), ranked.hits, ranked.image, ranked.truth_per_image)
@@ -77,21 +81,28 @@ def calibrate(findings: Path, truth: str, items: Sequence[DatasetItem], folds: i
         ranked.n_images,
         ranked.n_truth,
         dataset_name(truth),
-        fusion,
+        settings,
+        bundle,
     )
 
 
-def _settings(pairs: Pairs) -> dict[str, Any]:
-    """The fusion settings of all findings, without those that calibration sets."""
+def _made_with(pairs: Pairs) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of detection and fusion of all findings, without those that calibration sets, and the bundle."""
     made = [
-        p.findings.provenance.get("settings", {}).get("fusion", {}) for p in pairs.pairs if p.findings.status == "processed"
+        ({k: f.provenance.get("settings", {}).get(k, {}) for k in ("detection", "fusion")}, f.provenance.get("bundle", {}))
+        for f in (p.findings for p in pairs.pairs)
+        if f.status == "processed"
     ]
     if not made or any(m != made[0] for m in made):
-        raise EvaluationError("calibration: expected findings of one run with one setting of fusion; segment all images alike")
-    identity = to_dict(CalibrationConfig())
-    if made[0].get("calibration", identity) != identity:
+        raise EvaluationError(
+            "calibration: expected findings of one bundle with one setting of detection and fusion; segment all images alike"
+        )
+    settings, bundle = made[0]
+    raw = to_dict(CalibrationConfig())
+    if settings["fusion"].get("calibration", raw) != raw:
         raise EvaluationError(
             "calibration: expected raw scores, got findings that are calibrated already: segment with "
             "--set fusion.calibration.slope=1 --set fusion.calibration.offset=0"
         )
-    return {k: v for k, v in made[0].items() if k not in ("calibration", "lesion_score_min")}
+    fusion = {k: v for k, v in settings["fusion"].items() if k not in ("calibration", "lesion_score_min")}
+    return {**settings, "fusion": fusion}, bundle

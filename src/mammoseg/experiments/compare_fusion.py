@@ -1,9 +1,10 @@
 """How the scales are best fused, on held-out images: every way from one run of the detector (paper, Fig. 5 and Table 2).
 
 `python -m mammoseg.experiments.compare_fusion --weights BUNDLE --data DATASET --fold FOLD --out OUT` runs the bundle's
-detector once at each of its scales, keeps the boxes in OUT/detections.npz, and writes OUT/fusion.csv: AP at IoU 0.5 and the
-true positive rate at 0.1, 0.2, 0.25 and 0.5 false positives an image of single scales, MSF over λ and the score a box must
-have, WBF, NMS, and of all scales but one; with intervals over patients, and paired differences to the best single scale.
+detector once at each of its scales, or of those given with `--scales`, keeps the boxes in OUT/detections.npz, and writes
+OUT/fusion.csv: AP at IoU 0.5 and the true positive rate at 0.1, 0.2, 0.25 and 0.5 false positives an image of single scales,
+MSF over λ and the score a box must have, WBF, NMS, and of all scales but one; with intervals over patients, and paired
+differences to the best single scale.
 Candidates are ranked as the pipeline's (`fusion.candidates`), before segmentation.
 """
 
@@ -19,6 +20,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import SIDES, Side, read_side
 from mammoseg.errors import UsageError
 from mammoseg.evaluation.average_precision import average_precision
@@ -28,7 +30,7 @@ from mammoseg.evaluation.matching import Criterion, Ranked, rank
 from mammoseg.fusion import FusionConfig, candidates, fuse
 from mammoseg.io.atomic import write_atomic
 from mammoseg.io.load import load_mammogram
-from mammoseg.pipeline import Pipeline, load
+from mammoseg.pipeline import Pipeline, load, parse_scales
 from mammoseg.types import Boxes, DatasetItem, Detections, Mammogram, Size
 
 FPI = (0.1, 0.2, 0.25, 0.5)
@@ -149,7 +151,7 @@ def detect_all(pipeline: Pipeline, items: Sequence[DatasetItem], kept: Path, mir
     stored = dict(np.load(kept)) if kept.is_file() else {}
     key = np.frombuffer(f"{pipeline.bundle.sha256} {sizes}".encode(), dtype=np.uint8)
     if stored and not np.array_equal(stored.pop("made_by"), key):
-        raise UsageError(f"{kept} is of another bundle: name another folder for these results")
+        raise UsageError(f"{kept} is of another bundle or other scales: name another folder for these results")
     out = []
     for number, item in enumerate(items, start=1):
         names = [f"{item.image_id}|{i}" for i in range(len(sizes) * (1 + mirrored))]
@@ -183,15 +185,18 @@ def _mirror(found: Detections) -> Detections:
 @click.command()
 @click.option("--weights", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Bundle; the installed one.")
 @click.option("--data", required=True, help="Dataset, KIND:PATH.")
-@click.option("--fold", required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Fold file.")
+@click.option("--fold", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Fold file; all images without.")
 @click.option("--side", type=click.Choice(SIDES), default="validation", show_default=True)
+@click.option("--scales", metavar="WxH,...", help="Scales to run, width x height, in place of the detector's own.")
 @click.option("--mirrored", is_flag=True, help="Run the mirrored images too: test-time flips.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the results.")
-def main(weights: Path | None, data: str, fold: Path, side: Side, mirrored: bool, out: Path) -> None:
-    """Compare ways of fusing scales on one side of a fold."""
+def main(weights: Path | None, data: str, fold: Path | None, side: Side, scales: str | None, mirrored: bool, out: Path) -> None:
+    """Compare ways of fusing scales on one side of a fold, or on all of a dataset."""
     out.mkdir(parents=True, exist_ok=True)
-    items = read_side(data, fold, side)[0]
+    items = read_dataset(data) if fold is None else read_side(data, fold, side)[0]
     pipeline = load(weights)
+    if scales is not None:
+        pipeline.detector.spec = replace(pipeline.detector.spec, scales=tuple(parse_scales(scales)))
     found = detect_all(pipeline, items, out / "detections.npz", mirrored)
     truth = [np.array([m.box for m in i.annotation.masses], dtype=np.float64).reshape(-1, 4) for i in items]
     rows = compare(found, truth, [i.patient_id for i in items], pipeline.detector.spec.scales)

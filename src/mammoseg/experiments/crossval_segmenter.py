@@ -20,13 +20,13 @@ import numpy as np
 
 from mammoseg.config import to_dict
 from mammoseg.datasets import read_dataset
+from mammoseg.datasets.images import load_item
 from mammoseg.datasets.splits import content_hash, patient_folds, save_fold
 from mammoseg.evaluation.bootstrap import paired_means
 from mammoseg.evaluation.overlap import dice, inscribed_ellipse
 from mammoseg.experiments.single_region import is_test_image, never_tested, with_all_regions
 from mammoseg.experiments.train_segmenter import SegmenterTrainConfig, train_segmenter
 from mammoseg.io.atomic import write_atomic
-from mammoseg.io.load import load_mammogram
 from mammoseg.reconstruction import ReconstructionConfig, reconstruct
 from mammoseg.runtime.torch_runtime import ModuleNetwork, build
 from mammoseg.segmentation.predictor import Segmenter, read_spec
@@ -113,7 +113,7 @@ def score_true_crops(model_directory: Path, items: Sequence[DatasetItem]) -> lis
 
 def without_padding(item: DatasetItem) -> tuple[Mammogram, tuple[int, int]]:
     """The item's mammogram cut to its `content_box`, and (x, y) of the cut's corner in the stored image."""
-    whole = load_mammogram(Path(item.path))
+    whole = load_item(item)
     x1, y1, x2, y2 = (int(v) for v in item.attributes.get("content_box", (0, 0, whole.size[1], whole.size[0])))
     return Mammogram(whole.pixels[y1:y2, x1:x2].copy(), item.image_id), (x1, y1)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from mammoseg.bundle import NETWORKS, Bundle, open_bundle, write_sums
 from mammoseg.config import from_dict, to_dict
+from mammoseg.datasets.images import load_image, load_item
 from mammoseg.errors import BundleError
 from mammoseg.evaluation import EvaluationOptions
 from mammoseg.evaluation.evaluate import evaluate_pairs
@@ -24,7 +25,6 @@ from mammoseg.evaluation.inputs import Pair, Pairs
 from mammoseg.evaluation.overlap import dice
 from mammoseg.experiments.parity import end_to_end
 from mammoseg.io.atomic import write_atomic
-from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, load, settings_of
 from mammoseg.runtime import RuntimeConfig
 from mammoseg.runtime.processor import has_bf16, has_int8
@@ -119,7 +119,7 @@ def _found(opened: Bundle, images: Sequence[Path | DatasetItem], ways: Mapping[s
     pipelines = {name: _with(opened, way) for name, way in ways.items()}
     found: dict[str, _Found] = {name: [] for name in ways}
     for image in images:
-        mammogram = load_mammogram(Path(image.path if isinstance(image, DatasetItem) else image))
+        mammogram = load_item(image) if isinstance(image, DatasetItem) else load_image(Path(image))
         boxes = _true_boxes(image, mammogram) if isinstance(image, DatasetItem) else None
         for name, pipeline in pipelines.items():
             given = None if boxes is None else pipeline.analyze(mammogram, boxes)

@@ -15,12 +15,12 @@ from torch import Tensor
 from mammoseg.bundle import open_bundle
 from mammoseg.config import from_dict
 from mammoseg.datasets import read_dataset
+from mammoseg.datasets.images import load_image, load_item
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
 from mammoseg.detection.predictor import Detector, DetectorSpec
 from mammoseg.evaluation.overlap import dice
 from mammoseg.geometry import box_iou
-from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, load, settings_of
 from mammoseg.preprocessing.breast import breast_box
 from mammoseg.runtime.torch_runtime import ModuleNetwork, build
@@ -65,7 +65,7 @@ def measure_parity(directory: Path, trained: Trained, images: Sequence[Path] = (
         bundle,
     )
     with tempfile.TemporaryDirectory() as folder:
-        mammograms = [load_mammogram(p) for p in images] if images else _phantoms(Path(folder))
+        mammograms = [load_image(p) for p in images] if images else _phantoms(Path(folder))
     ends: list[tuple[Findings, Findings]] = []
     for mammogram in mammograms:
         ends.append((pipeline.analyze(mammogram), reference.analyze(mammogram)))
@@ -152,4 +152,4 @@ def _middle(mammogram: Mammogram) -> Detections:
 
 def _phantoms(folder: Path) -> list[Mammogram]:
     write_exams(folder, count=1, seed=7, format="png", config=PhantomConfig(size=PHANTOM_SIZE))
-    return [load_mammogram(Path(item.path)) for item in read_dataset(f"phantom:{folder}")[:2]]
+    return [load_item(item) for item in read_dataset(f"phantom:{folder}")[:2]]

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from mammoseg.bundle import NETWORKS, Bundle, hash_file, hash_patient, int8_files, open_bundle, write_sums
 from mammoseg.datasets import dataset_name
+from mammoseg.datasets.images import load_item
 from mammoseg.errors import BundleError, UsageError
-from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import Pipeline, load, settings_of
 from mammoseg.runtime import Network, RuntimeConfig
 from mammoseg.runtime.graph import load_filled
@@ -106,7 +106,7 @@ def record_inputs(bundle: Bundle, items: Sequence[DatasetItem]) -> dict[str, Inp
     detector, segmenter = _Recorder(pipeline.detector.network), _Recorder(pipeline.segmenter.network)  # type: ignore[arg-type]
     pipeline.detector.network, pipeline.segmenter.network = detector, segmenter
     for item in items:
-        mammogram = load_mammogram(Path(item.path))
+        mammogram = load_item(item)
         pipeline.analyze(mammogram)
         pipeline.segmenter.segment(mammogram, [mass.box for mass in item.annotation.masses])
     return {"detector": detector.inputs, "segmenter": segmenter.inputs}

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from mammoseg.bundle import hash_file, open_bundle
-from mammoseg.errors import ConfigError, TrainingError
-from mammoseg.training.checkpoint import Model, load_model
-from mammoseg.training.identity import differences
+from mammoseg.config import differences
+from mammoseg.errors import ConfigError, TrainingError, UsageError
+from mammoseg.training.checkpoint import Model, latest_state, load_model
+from mammoseg.training.identity import admit
 
 log = logging.getLogger("mammoseg.experiments")
 
@@ -48,6 +49,42 @@ def check_run_names(names: Sequence[str]) -> None:
     """Raises ConfigError unless runs that come before another (`before`) can each have a folder of its name beside its own."""
     if len({*names, *_IN_OUT}) < len(names) + len(_IN_OUT) or not all(name.isidentifier() for name in names):
         raise ConfigError(f"before: expected a name of its own for each run, not {', '.join(_IN_OUT)}, got {list(names)}")
+
+
+def stage_settings(own: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The `settings` of a run that comes before, those of its network laid over `own`. Raises ConfigError on runs before it."""
+    if "before" in settings:
+        raise ConfigError(f"{where}: expected no runs before a run that comes before; name them all in one list, `[[before]]`")
+    network = settings.get("network")
+    return {**settings, "network": {**own, **network}} if isinstance(network, Mapping) else dict(settings)
+
+
+def check_runs_fit(runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ConfigError unless all runs of a recipe (by name, the last one last) have those settings that weights go with."""
+    *before, last = runs
+    for name in before:
+        found = differences(runs[last], runs[name])
+        if found:
+            listed = "; ".join(f"{key} is {b}, and {a} in the last run" for key, a, b in found[:4])
+            raise ConfigError(f"before {name}: {listed}; one run goes on with the weights of another, so give all the same")
+
+
+def check_place(out: Path, names: Sequence[str], resume: bool) -> None:
+    """Raises UsageError where OUT does not suit a recipe with runs `names` before its last: before the first of them starts.
+
+    Without `resume` none of its runs may be there; with it, no later one without those before it.
+    """
+    folders = [*(out / name for name in names), out]
+    if not resume:
+        for folder in folders:
+            admit(folder, {}, resume=False)
+    started = [latest_state(folder / "checkpoints") is not None for folder in folders]
+    for name, there in zip(names, started, strict=False):
+        if resume and started[-1] and not there:
+            raise UsageError(
+                f"{out}: --resume goes on with the run it holds, and that came after no run {name!r}: this is another one; "
+                "choose another --out"
+            )
 
 
 def datasets_of(record: Mapping[str, Any]) -> list[str]:

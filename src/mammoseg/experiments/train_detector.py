@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
@@ -32,7 +32,16 @@ from mammoseg.experiments.record import (
     run_identity,
     with_further,
 )
-from mammoseg.experiments.start import check_run_names, datasets_of, open_model, refuse_contradictions, tell_changes
+from mammoseg.experiments.start import (
+    check_place,
+    check_run_names,
+    check_runs_fit,
+    datasets_of,
+    open_model,
+    refuse_contradictions,
+    stage_settings,
+    tell_changes,
+)
 from mammoseg.preprocessing.augmentation import AugmentationConfig
 from mammoseg.preprocessing.resize import FrameConfig, frame_transform
 from mammoseg.training.checkpoint import Model, save_model
@@ -118,8 +127,7 @@ class DetectorTrainConfig:
     def __post_init__(self) -> None:
         network_config(self.arch, self.network)  # raises ConfigError
         check_run_names([stage.name for stage in self.before])
-        for stage in self.before:
-            self.of_stage(stage)  # raises ConfigError
+        check_runs_fit({name: _bound(run) for name, run in (*((s.name, self.of_stage(s)) for s in self.before), ("", self))})
         if not 0.0 <= self.keep_start < 1.0:
             raise ConfigError(f"keep_start: expected a number from 0 to below 1, got {self.keep_start}")
         if self.also_repeat < 1:
@@ -131,7 +139,10 @@ class DetectorTrainConfig:
 
     def of_stage(self, stage: DetectorStage) -> DetectorTrainConfig:
         """The settings of `stage`: these with its own over them. Raises ConfigError on one that is not known."""
-        return from_dict(DetectorTrainConfig, stage.settings, f"before {stage.name}", replace(self, before=()))
+        where = f"before {stage.name}"
+        return from_dict(
+            DetectorTrainConfig, stage_settings(self.network, stage.settings, where), where, replace(self, before=())
+        )
 
 
 def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None = None) -> DetectorTrainConfig:
@@ -156,6 +167,11 @@ def train_detector(
     a fold file whose training side is taken (None: all of it); nothing of them is validated on. Runs that `config.before` names
     are made first, each in its folder of `out`. Raises TrainingError, DatasetError, ConfigError.
     """
+    if config.before:
+        check_place(out, [stage.name for stage in config.before], resume)
+        for further, its_fold in also:  # what is missing is found out now, and not after the first run
+            items = read_dataset(further)
+            select(items, load_fold(its_fold) if its_fold else whole(items), "train")
     for number, stage in enumerate(config.before):
         begins = config.of_stage(stage)
         begins = replace(begins, weights=None) if number else begins
@@ -224,10 +240,14 @@ def _train(
         record = learnt_from(data, split, own, hashes, start)
         record = with_further(record, [other.record for other in others]) | ancestry(start, config.weights)
         record |= outcome(result) | {"metrics": result.metrics, "n_images": len(train), "settings": settings}
+        state = result.state
+        if start is not None and config.keep_start:
+            state = mixed(start.state, result.state, config.keep_start)
+            record["metrics"] = measured(task, model, state)
+            record["metrics_of_the_run"] = result.metrics
         record["anchors"] = {"measured_at": list(config.anchor_size), "mean_best_iou": round(quality, 4)}
         if start is not None:
             record["start"] = f"a detector trained before ({', '.join(datasets_of(start.record)) or 'unknown data'})"
-        state = mixed(start.state, result.state, config.keep_start) if start and config.keep_start else result.state
         save_model(out / "model", "detector", state, network, to_dict(spec), record)
     wait_for_all()
     return out / "model"
@@ -236,6 +256,12 @@ def _train(
 def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """`share` of the start's weights with the rest of the end's, value by value; whole numbers are the end's."""
     return {k: torch.lerp(v, start[k].to(v.dtype), share) if v.is_floating_point() else v for k, v in end.items()}
+
+
+def measured(task: DetectionTask, model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """The validation figures of `model` with the weights `state`, which it keeps."""
+    model.load_state_dict(state)
+    return task.validate(model.eval())
 
 
 @dataclass(frozen=True)
@@ -276,6 +302,17 @@ def _fixed(start: Model) -> dict[str, Any]:
     network = {k: v for k, v in to_dict(network_config(arch, values)).items() if k not in _OF_THE_RUN}
     spec = to_dict(from_dict(DetectorSpec, start.spec))
     return {"arch": arch, "network": network} | {k: spec[k] for k in ("frame", "mean", "std", "xy_scale")}
+
+
+def _bound(config: DetectorTrainConfig) -> dict[str, Any]:
+    """The settings that weights go with, as a record holds them."""
+    network = to_dict(network_config(config.arch, config.network))
+    return {
+        "arch": config.arch,
+        "network": {k: v for k, v in network.items() if k not in _OF_THE_RUN},
+        "frame": to_dict(config.frame),
+        **{k: getattr(config, k) for k in ("mean", "std", "xy_scale")},
+    }
 
 
 def _check_start(config: DetectorTrainConfig, start: Model | None) -> None:

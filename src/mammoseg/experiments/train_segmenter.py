@@ -18,7 +18,15 @@ from mammoseg.datasets.splits import content_hash, load_fold, save_fold, select,
 from mammoseg.errors import ConfigError, TrainingError
 from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
 from mammoseg.experiments.single_region import never_tested
-from mammoseg.experiments.start import check_run_names, open_model, refuse_contradictions, tell_changes
+from mammoseg.experiments.start import (
+    check_place,
+    check_run_names,
+    check_runs_fit,
+    open_model,
+    refuse_contradictions,
+    stage_settings,
+    tell_changes,
+)
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig, jitter_box, turn
 from mammoseg.reconstruction import ReconstructionConfig
 from mammoseg.segmentation import build_segmenter, network_class, network_config
@@ -82,12 +90,14 @@ class SegmenterTrainConfig:
         if self.spec.crop not in (CropConfig(), self.crop):
             raise ConfigError("spec.crop: crops of training and inference are the same; set crop alone")
         check_run_names([stage.name for stage in self.before])
-        for stage in self.before:
-            self.of_stage(stage)  # raises ConfigError
+        check_runs_fit({name: _bound(run) for name, run in (*((s.name, self.of_stage(s)) for s in self.before), ("", self))})
 
     def of_stage(self, stage: Stage) -> SegmenterTrainConfig:
         """The settings of `stage`: these with its own over them. Raises ConfigError on one that is not known."""
-        return from_dict(SegmenterTrainConfig, stage.settings, f"before {stage.name}", replace(self, before=()))
+        where = f"before {stage.name}"
+        return from_dict(
+            SegmenterTrainConfig, stage_settings(self.network, stage.settings, where), where, replace(self, before=())
+        )
 
 
 class SegmenterTask:
@@ -174,6 +184,8 @@ def train_segmenter(
     """
     items = read_dataset(data)
     sides = load_fold(fold) if fold else whole(items)
+    if config.before:
+        check_place(out, [stage.name for stage in config.before], resume)
     for number, stage in enumerate(config.before):
         begins = config.of_stage(stage)
         begins = replace(begins, backbone_weights="") if number else begins
@@ -258,6 +270,12 @@ def _of_model(start: Model) -> dict[str, Any]:
 def _network(start: Model) -> dict[str, Any]:
     arch = str(start.config.get("arch"))
     return {"arch": arch, "network": to_dict(network_config(arch, start.config.get("network", {})))}
+
+
+def _bound(config: SegmenterTrainConfig) -> dict[str, Any]:
+    """The settings that weights go with."""
+    network = to_dict(network_config(config.arch, config.network))
+    return {"arch": config.arch, "network": network, **{k: getattr(config.spec, k) for k in ("channels", "mean", "std")}}
 
 
 def _check_start(config: SegmenterTrainConfig, start: Model) -> None:

@@ -45,6 +45,17 @@ class AugmentationConfig:
     transplant: float = 0.0
     transplant_scale: float = 1.5
 
+    def __post_init__(self) -> None:
+        for name in ("flip_horizontal", "flip_vertical", "transplant"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+        for name in ("scale", "aspect", "gamma", "contrast", "transplant_scale"):
+            if not 1.0 <= getattr(self, name) < 100.0:
+                raise ValueError(f"{name}: expected a factor of 1 or more and below 100, got {getattr(self, name)}")
+        for name in ("shift", "brightness", "noise", "blur", "tone", "flatten", "sharpen"):
+            if not 0.0 <= getattr(self, name) < 100.0:
+                raise ValueError(f"{name}: expected a number of 0 or more and below 100, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Draw:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from mammoseg.io.load import load_mammogram
+from mammoseg.datasets.images import load_item
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig, cut_crop, jitter_reach, network_input, truth_crop
 from mammoseg.types import BoolMask, Boxes, DatasetItem, FloatImage
 
@@ -34,7 +33,7 @@ def load_regions(items: Sequence[DatasetItem], crop: CropConfig, jitter: JitterC
     regions = []
     for item in items:
         masses = [m for m in item.annotation.masses if m.mask is not None]
-        pixels = load_mammogram(Path(item.path)).pixels if masses else np.zeros((1, 1), dtype=np.float32)
+        pixels = load_item(item).pixels if masses else np.zeros((1, 1), dtype=np.float32)
         height, width = pixels.shape
         left, top, right, bottom = item.attributes.get("content_box", (0, 0, width, height))
         for mass in masses:

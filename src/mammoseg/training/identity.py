@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mammoseg.config import differences
 from mammoseg.errors import UsageError
 from mammoseg.training.checkpoint import latest_state
 
@@ -41,26 +41,3 @@ def admit(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
             f"{out}: --resume goes on with the run it holds (at step {state['step']}), and this is another one: "
             f"{listed}{more}; give the same settings, data and start again, or choose another --out"
         )
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(key, value there, value here) of all that differs between two nested, JSON-able mappings; dotted keys, values as text.
-
-    >>> differences({"a": {"b": 1, "c": (2, 3)}}, {"a": {"b": 1, "c": [2, 4]}, "d": None})
-    [('a.c', '[2, 3]', '[2, 4]')]
-    """
-    a, b = (dict(_flat(json.loads(json.dumps(values)))) for values in (there, here))
-    return [(k, _short(a.get(k)), _short(b.get(k))) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -12,12 +12,12 @@ import numpy as np
 
 from mammoseg.config import to_dict
 from mammoseg.datasets import coco, parse_spec, read_dataset
+from mammoseg.datasets.images import load_item
 from mammoseg.datasets.masks import tight
 from mammoseg.errors import DatasetError
 from mammoseg.experiments.study.config import DataConfig
 from mammoseg.geometry import Transform, clip_boxes, mask_box
 from mammoseg.io.atomic import write_atomic
-from mammoseg.io.load import load_mammogram
 from mammoseg.types import Annotation, DatasetItem, Size, TrueMass
 
 
@@ -75,14 +75,17 @@ def _prepared(item: DatasetItem, file: Path, config: DataConfig) -> DatasetItem:
     transform = Transform.crop_resize(box, size)
     spacing = item.spacing_mm
     if not file.is_file():
-        mammogram = load_mammogram(Path(item.path), item.image_id)
+        mammogram = load_item(item)
         if mammogram.size != item.annotation.size:
             said = item.annotation.size
             raise DatasetError(f"{item.image_id}: the image is {mammogram.size} (H, W), its annotation says {said}")
         pixels = np.round(transform.image(mammogram.pixels).clip(0, 1) * 65535).astype(np.uint16)
         write_atomic(file, cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
     masses = tuple(m for m in (_moved(mass, transform) for mass in item.annotation.masses) if m is not None)
-    attributes = {k: v for k, v in item.attributes.items() if k != "content_box"} | {"source_id": item.image_id}
+    attributes = {k: v for k, v in item.attributes.items() if k not in ("content_box", "other_regions")}
+    attributes["source_id"] = item.image_id
+    if item.attributes.get("other_regions"):
+        attributes["other_regions"] = clip_boxes(transform.boxes(item.attributes["other_regions"]), size).tolist()
     name = f"images/{file.name}"
     return replace(
         item,

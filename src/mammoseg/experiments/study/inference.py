@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mammoseg.config import from_dict
+from mammoseg.datasets.images import load_item
 from mammoseg.detection.predictor import Detector, DetectorSpec
 from mammoseg.evaluation.froc import froc
 from mammoseg.evaluation.inputs import Pair
@@ -19,7 +20,6 @@ from mammoseg.evaluation.measures import true_boxes
 from mammoseg.experiments.start import open_model
 from mammoseg.experiments.study.store import detections, findings_of
 from mammoseg.fusion import FusionConfig, candidates, fuse
-from mammoseg.io.load import load_mammogram
 from mammoseg.reconstruction import ReconstructionConfig, reconstruct
 from mammoseg.runtime.torch_runtime import ModuleNetwork, build
 from mammoseg.segmentation.predictor import Segmenter, read_spec
@@ -38,7 +38,7 @@ def scale_name(scale: Size) -> str:
 
 def read_image(item: DatasetItem) -> Mammogram:
     """A prepared image, with the spacing its record has."""
-    return replace(load_mammogram(Path(item.path), item.image_id), spacing_mm=item.spacing_mm)
+    return replace(load_item(item), spacing_mm=item.spacing_mm)
 
 
 def detect_all(
