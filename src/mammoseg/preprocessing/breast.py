@@ -16,6 +16,7 @@ from mammoseg.types import BoolMask, FloatImage, Size
 WORK_HEIGHT_PX = 512
 MARGIN = 0.015  # of the box's longer side, added on every side
 _BORDER_MAX = 0.12  # of the side: a film border is never wider than this
+_BRIGHT = 0.35  # a film border is at least so bright
 _LABEL_FRACTION = 0.10  # of the main region's area: smaller regions apart from it are labels
 _OPENING = 0.015  # of the shorter side: radius below which bright lines along the edges are no breast
 _TOUCH = 0.3  # of a side's length: where the breast touches a bright border so far, the border may be muscle
@@ -163,9 +164,12 @@ def _without_borders(small: FloatImage) -> tuple[int, int, int, int] | None:
 
 def _border_widths(view: FloatImage) -> tuple[int, int]:
     """How many rows at the start and at the end are film border: bright along (nearly) their whole length, and flat."""
-    bright = np.quantile(view, 0.08, axis=1) > max(0.35, float(np.median(view)) + 0.15)
-    limit = max(1, int(_BORDER_MAX * len(bright)))
-    return _run(bright[:limit]), _run(bright[::-1][:limit])
+    limit = max(1, int(_BORDER_MAX * len(view)))
+    start, end = (np.quantile(rows, 0.08, axis=1) for rows in (view[:limit], view[::-1][:limit]))
+    if max(start.max(), end.max()) <= _BRIGHT:
+        return 0, 0
+    least = max(_BRIGHT, float(np.median(view)) + 0.15)
+    return _run(start > least), _run(end > least)
 
 
 def _run(flags: NDArray[np.bool_]) -> int:
@@ -212,7 +216,7 @@ def _threshold(smooth: FloatImage) -> float | None:
     The background is the lowest mode of the histogram; the threshold sits above its spread, well below the fat's grey.
     """
     values = smooth.ravel()
-    dark, bright = float(np.quantile(values, 0.02)), float(np.quantile(values, 0.98))
+    dark, bright = (float(v) for v in np.quantile(values, [0.02, 0.98]))
     if bright - dark < 0.03:
         return None
     otsu = _otsu(values)
