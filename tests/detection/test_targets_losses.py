@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -143,10 +144,10 @@ def test_good_prediction_that_is_no_positive_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("kind", ["published", "dense"])
-def test_what_lies_in_an_ignored_box_is_no_background(kind: str) -> None:
+def test_what_lies_in_an_ignored_box_is_no_background(kind: Literal["published", "dense"]) -> None:
     maps = [torch.zeros(2, 18, h, w) for h, w in MAPS]
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    geometry, config = Geometry(ANCHORS, STRIDES, 1.0), LossConfig(kind=kind)  # type: ignore[arg-type]
+    geometry, config = Geometry(ANCHORS, STRIDES, 1.0), LossConfig(kind=kind)
     every = float(detection_loss(maps, *none, geometry, config)["objectness"])
     ignored = torch.tensor([[9.0, 17, 32, 32]]), torch.tensor([1])
     # Zero maps predict the centres of cells: in the box lie 3 x 2 of the finest map and (24, 24) of the next.

@@ -174,11 +174,9 @@ def _check_operating_point(own: PipelineConfig, here: PipelineConfig, boxes: Pat
     if boxes is not None:
         raise UsageError("--operating-point and --boxes exclude each other: nothing is detected where boxes are given")
     there, now = ({"detection": to_dict(c.detection), "fusion": to_dict(c.fusion)} for c in (own, here))
-    if here.fusion.method != own.fusion.method:  # which takes other settings along
-        there, now = ({"fusion": {"method": c.fusion.method}} for c in (own, here))
     changes = differences(there, now)
     if changes:
-        listed = "; ".join(f"{name} {a}, got {b}" for name, a, b in changes[:3])
+        listed = "; ".join(f"{name} {a}, got {b}" for name, a, b in changes[:5])
         raise UsageError(
             f"--operating-point: expected the bundle's own settings, which its points are measured with: {listed}; "
             "leave that out, or give --min-score in place of --operating-point"

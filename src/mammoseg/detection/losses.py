@@ -66,14 +66,15 @@ def detection_loss(
     count = anchors.shape[1]
     raw = [m.float().reshape(m.shape[0], count, -1, *m.shape[2:]).permute(0, 1, 3, 4, 2) for m in maps]  # (B, A, h, w, 5 + C)
     sizes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+    truth = _Truth(boxes, image, *(ignored or (boxes[:0], image[:0])))
     if config.kind == "published":
         assigned = assign_published(boxes, image, anchors, geometry.strides, sizes)
-        parts = _published(raw, assigned, (boxes, image), ignored, geometry, config.ignore_iou)
+        parts = _published(raw, assigned, truth, geometry, config.ignore_iou)
         parts = {k: v / maps[0].shape[0] for k, v in parts.items()}
     else:
         assigned = assign_dense(boxes, image, anchors, geometry.strides, sizes, config.ratio_max, geometry.xy_scale)
         positives = divisor(sum(len(a) for a in assigned))
-        parts = {k: v / positives for k, v in _dense(raw, assigned, (boxes, image), ignored, geometry, config).items()}
+        parts = {k: v / positives for k, v in _dense(raw, assigned, truth, geometry, config).items()}
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
 
@@ -129,33 +130,36 @@ def _best_iou(predicted: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
     return best
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """Boxes f32[M, 4] of images int64[M], and those f32[K, 4] of images int64[K] to ignore."""
+
+    boxes: Tensor
+    image: Tensor
+    ignored: Tensor
+    ignored_image: Tensor
+
+
 @torch.no_grad()
-def _background(
-    predicted: Tensor, truth: tuple[Tensor, Tensor], ignored: tuple[Tensor, Tensor] | None, ignore_iou: float
-) -> Tensor:
+def _background(predicted: Tensor, truth: _Truth, ignore_iou: float) -> Tensor:
     """f32[B, A, h, w]: 1 where a predicted box is background unless it is assigned, 0 where it is as good as a true box or in
     an ignored one.
     """
-    weight = (_best_iou(predicted, *truth) <= ignore_iou).to(predicted.dtype)
-    for box, i in zip(*ignored, strict=True) if ignored else ():
+    weight = (_best_iou(predicted, truth.boxes, truth.image) <= ignore_iou).to(predicted.dtype)
+    for box, i in zip(truth.ignored, truth.ignored_image.tolist(), strict=True):
         x, y = ((predicted[i, ..., k] + predicted[i, ..., k + 2]) / 2 for k in (0, 1))
         weight[i] *= ((x < box[0]) | (x > box[2]) | (y < box[1]) | (y > box[3])).to(weight.dtype)
     return weight
 
 
 def _published(
-    raw: Sequence[Tensor],
-    assigned: Sequence[Assignment],
-    truth: tuple[Tensor, Tensor],
-    ignored: tuple[Tensor, Tensor] | None,
-    geometry: Geometry,
-    ignore_iou: float,
+    raw: Sequence[Tensor], assigned: Sequence[Assignment], truth: _Truth, geometry: Geometry, ignore_iou: float
 ) -> dict[str, Tensor]:
     box = objectness = classes = raw[0].new_zeros(())
     for level, (t, a, stride) in enumerate(zip(raw, assigned, geometry.strides, strict=True)):
         anchors = geometry.anchors[level].to(t)
         predicted = decode_level(t.detach(), anchors, stride, geometry.xy_scale)
-        weight = _background(predicted, truth, ignored, ignore_iou)
+        weight = _background(predicted, truth, ignore_iou)
         target = torch.zeros_like(weight)
         where = (a.image, a.anchor, a.row, a.column)
         weight[where] = 1.0
@@ -177,18 +181,13 @@ def _published(
 
 
 def _dense(
-    raw: Sequence[Tensor],
-    assigned: Sequence[Assignment],
-    truth: tuple[Tensor, Tensor],
-    ignored: tuple[Tensor, Tensor] | None,
-    geometry: Geometry,
-    config: LossConfig,
+    raw: Sequence[Tensor], assigned: Sequence[Assignment], truth: _Truth, geometry: Geometry, config: LossConfig
 ) -> dict[str, Tensor]:
     box = objectness = classes = raw[0].new_zeros(())
     for level, (t, a, stride) in enumerate(zip(raw, assigned, geometry.strides, strict=True)):
         anchors = geometry.anchors[level].to(t)
         predicted = decode_level(t, anchors, stride, geometry.xy_scale)
-        weight = _background(predicted.detach(), truth, ignored, config.ignore_iou)
+        weight = _background(predicted.detach(), truth, config.ignore_iou)
         target = torch.zeros_like(weight)
         where = (a.image, a.anchor, a.row, a.column)
         if len(a):

@@ -114,10 +114,9 @@ class DetectionTask:
         if drawn is not None and rng is not None:
             if self.augmentation.transplant and rng.random() < self.augmentation.transplant:
                 graft = self._graft(size, drawn, rng)
-                taken = np.concatenate([boxes, ignored])
                 if graft is not None:
-                    image, taken = transplant(image, taken, graft, rng)
-                    boxes = np.concatenate([boxes, taken[len(boxes) + len(ignored) :]])
+                    image, new = transplant(image, np.concatenate([boxes, ignored]), graft, rng)
+                    boxes = np.concatenate([boxes, new])
             image = change_intensity(image, drawn)
         return image, boxes, ignored
 

@@ -116,24 +116,21 @@ def pair(
     return Pairs(tuple(pairs), tuple(missing), len(findings) - len(used), tuple(seen))
 
 
-def admit(pairs: Pairs, allow_seen: bool = False, allow_missing: bool = False, optional: bool = True) -> None:
-    """Raises EvaluationError where the pairs are none, lack findings, or hold images the bundle has seen.
-
-    optional: whether the message may name the options of `mammoseg evaluate` that allow the last two.
-    """
+def admit(pairs: Pairs, allow_seen: bool = False, allow_missing: bool = False) -> None:
+    """Raises EvaluationError where the pairs are none, lack findings, or hold images the bundle has seen."""
     n_truth = len(pairs.pairs) + len(pairs.missing)
     if not pairs.pairs:
         raise EvaluationError(f"none of the {n_truth} images of the truth has findings: are these findings of that dataset?")
     if pairs.missing and not allow_missing:
         raise EvaluationError(
             f"{len(pairs.missing)} of {n_truth} images of the truth have no findings ({pairs.missing[0]!r}, ...): "
-            "segment them too" + (", or say --allow-missing to leave them out" if optional else "")
+            "segment them too (`mammoseg evaluate --allow-missing` leaves them out)"
         )
     if pairs.seen and not allow_seen:
-        how = ", or say --allow-seen if that is what you want to know" if optional else ""
         raise EvaluationError(
             f"{len(pairs.seen)} of {len(pairs.pairs)} images, or other images of their patients, were in the bundle's training "
-            f"({pairs.seen[0]!r}, ...): use others{how}"
+            f"({pairs.seen[0]!r}, ...): use others (`mammoseg evaluate --allow-seen` "
+            "takes them all the same)"
         )
 
 

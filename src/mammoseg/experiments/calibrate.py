@@ -66,7 +66,7 @@ def calibrate(findings: Path, truth: str, items: Sequence[DatasetItem], folds: i
     EvaluationError as `admit` and `fit_logistic`, and where findings are calibrated already or of several settings.
     """
     pairs = pair(load_findings(findings), items, trained_on_patients(findings, False), [dataset_name(truth)])
-    admit(pairs, optional=False)
+    admit(pairs)
     settings, bundle = _made_with(pairs)
     ranked = rank_candidates(pairs.pairs, Criterion())
     fitted = fit_logistic(ranked.scores, ranked.hits)

@@ -59,20 +59,21 @@ def graft_of(patch: FloatImage) -> Graft | None:
     return Graft(added, (fall * fall * (3 - 2 * fall)).astype(np.float32), size)
 
 
-def transplant(image: FloatImage, boxes: Boxes, graft: Graft, rng: np.random.Generator) -> tuple[FloatImage, Boxes]:
-    """`graft` at a random place of the breast in `image` f32[H, W] (0 to 1; 0 is background) where no box of `boxes` lies.
+def transplant(image: FloatImage, taken: Boxes, graft: Graft, rng: np.random.Generator) -> tuple[FloatImage, Boxes]:
+    """`graft` at a random place of the breast in `image` f32[H, W] (0 to 1; 0 is background) where no box of `taken` lies.
 
-    boxes: f64[N, 4] `xyxy`. Returns a new image and N + 1 boxes, the new one last, or both as they are where no place is found.
+    taken: f64[N, 4] `xyxy`. Returns a new image and the mass's box f64[1, 4], or the image as it is and none f64[0, 4] where no
+    place is found.
     """
     height, width = graft.added.shape
     if height >= image.shape[0] or width >= image.shape[1]:
-        return image, boxes
+        return image, np.zeros((0, 4))
     for _ in range(_TRIES):
         top, left = (int(rng.integers(a - b)) for a, b in zip(image.shape, (height, width), strict=True))
         here = np.s_[top : top + height, left : left + width]
         host = image[here]
         reached = np.array([left, top, left + width, top + height])
-        if (host[graft.window > 0] <= 0).mean() > 0.01 or _meets(reached, boxes):
+        if (host[graft.window > 0] <= 0).mean() > 0.01 or _meets(reached, taken):
             continue
         fine = host - cv2.GaussianBlur(host, (0, 0), max(1.0, min(graft.size) / 6))
         strength, replaced = np.float32(rng.uniform(0.8, 1.2)), np.float32(rng.uniform(0.0, 1.0))
@@ -80,8 +81,8 @@ def transplant(image: FloatImage, boxes: Boxes, graft: Graft, rng: np.random.Gen
         out = image.copy()
         out[here] = np.where(host > 0, new.clip(_DARKEST, 1.0), host)
         x, y = left + (width - graft.size[1]) / 2, top + (height - graft.size[0]) / 2
-        return out, np.concatenate([boxes, [[x, y, x + graft.size[1], y + graft.size[0]]]])
-    return image, boxes
+        return out, np.array([[x, y, x + graft.size[1], y + graft.size[0]]])
+    return image, np.zeros((0, 4))
 
 
 def _meets(box: NDArray[np.int64], boxes: Boxes) -> bool:
