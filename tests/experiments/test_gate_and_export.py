@@ -72,9 +72,11 @@ def test_a_checkpoint_and_a_bundle_can_be_exported(
     shutil.copytree(model_directories[0], run / "model")
     state = find_model(run / "model", None).state
     moved = {k: v * 1.5 if k == "scale8.out.bias" else v for k, v in state.items()}
-    made = save_checkpoint(run, Checkpoint(7, state, moved, {"state": {}, "param_groups": []}, {}))
-    for path in (run, made):
-        assert find_model(path, None).state["scale8.out.bias"].equal(moved["scale8.out.bias"])
+    for step, ema in ((6, state), (7, moved)):
+        save_checkpoint(run / "checkpoints", Checkpoint(step, state, ema, {"state": {}, "param_groups": []}, {}))
+    newest, before = (run / "checkpoints" / f"checkpoint-{step:08d}" for step in (7, 6))
+    for path, expected in ((run, moved), (newest, moved), (before, state)):
+        assert find_model(path, None).state["scale8.out.bias"].equal(expected["scale8.out.bias"])
         assert export_network(path, tmp_path / "c.onnx")[0] == "detector"
     assert export_network(tiny_bundle, tmp_path / "s.onnx", "segmenter")[0] == "segmenter"
     for arguments, words in (([str(tiny_bundle)], "--network"), ([str(tmp_path)], "OUT/model of a training run")):

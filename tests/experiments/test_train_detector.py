@@ -113,18 +113,18 @@ def test_further_datasets_are_trained_on_and_remembered(data: Path, tmp_path: Pa
     items = read_dataset(f"phantom:{other}")
     side = patient_holdout(items, 0.5, 0)
     save_fold(tmp_path / "side.json", side)
-    config = replace(small(tmp_path / "cache"), also_repeat=2)
+    config = replace(small(tmp_path / "cache"), also_repeat=2, also_zoom=0.7)
     also = [(f"phantom:{other}", tmp_path / "side.json")]
-    seen: list[int] = []
+    seen: list[list[float]] = []
     with pytest.MonkeyPatch.context() as patch:
         original = train_detector_module.DetectionTask
         patch.setattr(
             train_detector_module,
             "DetectionTask",
-            lambda model, train, *rest: seen.append(len(train)) or original(model, train, *rest),
+            lambda model, train, *rest: seen.append([c.zoom for c in train]) or original(model, train, *rest),
         )
         model = load_model(train_detector(config, f"phantom:{data}", tmp_path / "run", also=also))
-    assert seen == [8 + 2 * 4]  # the second data set's training side, twice
+    assert seen == [8 * [1.0] + 2 * 4 * [0.7]]  # the second data set's training side, twice, smaller
     by_id = {i.image_id: i for i in items}
     patients = {hash_patient("other", by_id[i].patient_id) for i in side.train}
     assert patients < set(model.record["patient_sha256"])
@@ -218,6 +218,8 @@ def test_a_run_may_keep_a_share_of_what_it_started_from(data: Path, trained: Pat
     fresh = load_model(train_detector(replace(small(tmp_path / "cache"), keep_start=0.5), spec, tmp_path / "fresh"))
     for key, value in fresh.state.items():  # it started from no detector: the same as without
         assert torch.equal(value, begin[key])
+    with pytest.raises(ConfigError, match=r"also_zoom: expected a factor from 0\.1 to 10, got 0\.0"):
+        replace(config, also_zoom=0.0)
     with pytest.raises(ConfigError, match=r"keep_start: expected a number from 0 to below 1, got 1\.0"):
         replace(config, keep_start=1.0)
 

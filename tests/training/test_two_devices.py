@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,23 @@ def test_transplanted_masses_come_with_their_boxes_and_move_no_other_draw(data: 
         for x1, y1, x2, y2 in with_graft[len(boxes) :].astype(int):
             assert (np.abs(image - other)[y1:y2, x1:x2] > 0.02).mean() > 0.2
     assert more > len(task.train)  # of four views each
+
+
+def test_a_zoom_shows_an_image_smaller_about_the_middle_of_its_frame(data: Path, tmp_path: Path) -> None:
+    task = make_task("dense", data, tmp_path)
+    assert isinstance(task, DetectionTask)
+    size, middle = (160, 128), np.array([64, 80, 64, 80])
+    for cached in task.train[:4]:
+        image, boxes, _ = task.view(cached, size, None)
+        small, small_boxes, _ = task.view(replace(cached, zoom=0.5), size, None)
+        assert len(boxes) == len(small_boxes)
+        np.testing.assert_allclose(small_boxes, (boxes - middle) / 2 + middle)
+        half = cv2.resize(image, (64, 80), interpolation=cv2.INTER_AREA)
+        assert np.abs(small[40:120, 32:96] - half).mean() < 0.01
+        task.augmentation = AugmentationConfig(flip_horizontal=1.0, flip_vertical=0.0, scale=1.0, aspect=1.0, shift=0.0)
+        _, drawn, _ = task.view(replace(cached, zoom=0.5), size, np.random.default_rng(0))
+        np.testing.assert_allclose(drawn, (size[1], 0, size[1], 0) + small_boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1))
+    assert sum(len(cached.boxes) for cached in task.train[:4])
 
 
 def test_other_regions_are_ignored_where_they_lie(data: Path, tmp_path: Path) -> None:

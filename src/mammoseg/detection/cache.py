@@ -33,7 +33,8 @@ class CachedImage:
     """One image of the cache. raw: uint16[h, w], 0..65535 for 0..1. boxes: f64[N, 4] of its masses, in this frame.
 
     measured: in this frame too. scale: of this frame to the native one. ignored: f64[M, 4] in this frame, of what is neither a
-    mass nor free of findings (the item's attribute `other_regions`).
+    mass nor free of findings (the item's attribute `other_regions`). zoom: how large training shows it, relative to a frame
+    that the breast fills.
     """
 
     item: DatasetItem
@@ -42,6 +43,7 @@ class CachedImage:
     measured: FrameMeasure
     scale: float
     ignored: Boxes = field(default_factory=lambda: np.zeros((0, 4)))
+    zoom: float = 1.0
 
     @property
     def pixels(self) -> FloatImage:

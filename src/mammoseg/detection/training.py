@@ -105,10 +105,8 @@ class DetectionTask:
         """
         measured = cached.measured
         region = np.asarray(measured.box)
-        transform = frame_transform(region, size, self.spec.frame.aspect)
         drawn = draw(rng, size, self.augmentation) if rng is not None else None
-        if drawn is not None:
-            transform = transform.then(drawn.geometry)
+        transform = self._placed(cached, size, drawn)
         image = normalise(warp_region(cached.pixels, region, transform, measured.low), measured.low, measured.high)
         boxes, ignored = (visible_boxes(transform.boxes(b), size) for b in (cached.boxes, cached.ignored))
         if drawn is not None and rng is not None:
@@ -120,12 +118,21 @@ class DetectionTask:
             image = change_intensity(image, drawn)
         return image, boxes, ignored
 
+    def _placed(self, cached: CachedImage, size: Size, drawn: Draw | None) -> Transform:
+        """Where an image lies in the frame of a view: as in the predictor's, at its zoom about the middle, then as drawn."""
+        height, width = size
+        placed = frame_transform(np.asarray(cached.measured.box), size, self.spec.frame.aspect)
+        if cached.zoom != 1.0:
+            rest = (1.0 - cached.zoom) / 2
+            placed = placed.then(Transform(cached.zoom, cached.zoom, rest * width, rest * height, size))
+        return placed if drawn is None else placed.then(drawn.geometry)
+
     def _graft(self, size: Size, drawn: Draw, rng: np.random.Generator) -> Graft | None:
         """A mass of a random training image as it would look in the frame of a view, turned and mirrored at random."""
         cached, box = self.donors[int(rng.integers(len(self.donors)))]
         measured = cached.measured
         factor = np.exp(rng.uniform(-1.0, 1.0) * np.log(self.augmentation.transplant_scale))
-        scale = frame_transform(np.asarray(measured.box), size, self.spec.frame.aspect).then(drawn.geometry)
+        scale = self._placed(cached, size, drawn)
         centre, half = (box[:2] + box[2:]) / 2, REACH * (box[2:] - box[:2]) / 2
         around = np.concatenate([centre - half, centre + half])
         width, height = (round(float(2 * h * abs(s) * factor)) for h, s in zip(half, (scale.sx, scale.sy), strict=True))

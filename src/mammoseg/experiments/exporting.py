@@ -17,7 +17,7 @@ from mammoseg.io.atomic import write_atomic
 from mammoseg.runtime.graph import fill_parameters
 from mammoseg.runtime.openvino_runtime import ov
 from mammoseg.runtime.torch_runtime import ModuleNetwork, build
-from mammoseg.training.checkpoint import Model, latest_checkpoint, load_model
+from mammoseg.training.checkpoint import Model, latest_checkpoint, load_model, read_checkpoint
 
 Kind = Literal["detector", "segmenter"]
 DIFFERENCE_MOST = 1e-3
@@ -25,7 +25,7 @@ DIFFERENCE_MOST = 1e-3
 
 
 def find_model(path: Path, network: str | None) -> Model:
-    """The network at `path`: a model directory, the newest checkpoint of a training run, or `network` of a bundle.
+    """The network at `path`: a model directory, a checkpoint or the newest one of a training run, or `network` of a bundle.
 
     A checkpoint takes its architecture from OUT/model of the same run. Raises UsageError where a bundle's network is not named,
     TrainingError where there is none of these.
@@ -36,8 +36,9 @@ def find_model(path: Path, network: str | None) -> Model:
         if network is None:
             raise UsageError(f"{path} is a bundle: say --network detector or --network segmenter")
         return open_model(path, cast("Kind", network))
-    run = path.parent if path.name.startswith("checkpoint-") else path
-    checkpoint = latest_checkpoint(run)
+    named = path.parent.name == "checkpoints"
+    run = path.parents[1] if named else path
+    checkpoint = read_checkpoint(path) if named else latest_checkpoint(run / "checkpoints")
     if checkpoint is None or not (run / "model" / "model.json").is_file():
         raise TrainingError(f"{path}: expected OUT/model of a training run, a run with a checkpoint and a model, or a bundle")
     described = load_model(run / "model")

@@ -81,8 +81,8 @@ class DetectorTrainConfig:
     sizes: (H, W) of the inputs trained at. anchor_size: at which of them anchors are measured. scales: run at inference by
     default. weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where
     no fold is given; keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for
-    decoded images. also_repeat: how often an image of the further datasets comes for one of the first. keep_start: share of the
-    weights a run starts from in those it ends with (Wortsman et al., CVPR 2022: what was learnt before holds better on other
+    decoded images. also_repeat: how often an image of the further datasets comes for one of the first. also_zoom: how large
+    these are shown, for datasets whose masses are larger to the breast than the first's. keep_start: share of the weights a run starts from in those it ends with (Wortsman et al., CVPR 2022: what was learnt before holds better on other
     data so); none for a run that starts from no detector. before: runs that come first, one after the other; `weights` are the
     start of the first.
     """
@@ -121,6 +121,7 @@ class DetectorTrainConfig:
     cache: str = "cache"
     cache_height: int = 1024
     also_repeat: int = 1
+    also_zoom: float = 1.0
     keep_start: float = 0.0
     before: tuple[DetectorStage, ...] = ()
 
@@ -132,6 +133,8 @@ class DetectorTrainConfig:
             raise ConfigError(f"keep_start: expected a number from 0 to below 1, got {self.keep_start}")
         if self.also_repeat < 1:
             raise ConfigError(f"also_repeat: expected 1 or more, got {self.also_repeat}")
+        if not 0.1 <= self.also_zoom <= 10.0:
+            raise ConfigError(f"also_zoom: expected a factor from 0.1 to 10, got {self.also_zoom}")
         coarsest = max(_strides(self.arch))
         for height, width in (*self.sizes, self.validation_size):
             if height % coarsest or width % coarsest or min(height, width) < coarsest:
@@ -211,7 +214,7 @@ def _train(
     if config.images:
         train = [train[i] for i in np.random.default_rng(config.training.seed).permutation(len(train))[: config.images]]
     own = [c.item for c in train]
-    train += [c for other in others for c in other.images * config.also_repeat]
+    train += [replace(c, zoom=config.also_zoom) for other in others for c in other.images * config.also_repeat]
     if not any(len(c.boxes) for c in train):
         raise TrainingError(f"{data}: no box on the training side of the fold; nothing to learn from")
     sizes = _box_sizes(config, train)
@@ -343,7 +346,7 @@ def _box_sizes(config: DetectorTrainConfig, train: Sequence[CachedImage]) -> NDA
     sizes = []
     for cached in train:
         boxes = frame_transform(np.asarray(cached.measured.box), config.anchor_size, config.frame.aspect).boxes(cached.boxes)
-        sizes.append(boxes[:, 2:] - boxes[:, :2])
+        sizes.append((boxes[:, 2:] - boxes[:, :2]) * cached.zoom)
     wh = np.concatenate(sizes)
     wh = wh[(wh > 1).all(axis=1)]
     if not len(wh):

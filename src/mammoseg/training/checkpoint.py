@@ -82,9 +82,11 @@ def latest_state(folder: Path) -> dict[str, Any] | None:
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint below `folder`, or None. Raises TrainingError where it cannot be read."""
     found = _checkpoints(folder)
-    if not found:
-        return None
-    path = found[-1]
+    return read_checkpoint(found[-1]) if found else None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in the directory `path`. Raises TrainingError where it cannot be read."""
     try:
         tensors = load_file(str(path / "tensors.safetensors"))
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
