@@ -75,8 +75,8 @@ def export(model: Path, out: Path, network: str | None, format_: str, overwrite:
     """Write the network in MODEL as one file that ONNX Runtime, OpenVINO and others run, parameters in float32 included.
 
     MODEL: OUT/model of a training run, its newest checkpoint (OUT) or any (OUT/checkpoints/NAME), or a bundle. Before it is
-    written, the file is run and compared with the network in torch. What goes before and after the network is not in it: bundles
-    (`mammoseg bundle make`) hold both.
+    written, the file is run and compared with the network in torch. What goes before and after the network is not in it:
+    bundles (`mammoseg bundle make`) hold both.
     """
     _need_torch()
     from mammoseg.experiments.exporting import export_network

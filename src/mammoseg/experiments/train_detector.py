@@ -82,9 +82,10 @@ class DetectorTrainConfig:
     default. weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where
     no fold is given; keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for
     decoded images. also_repeat: how often an image of the further datasets comes for one of the first. also_zoom: how large
-    these are shown, for datasets whose masses are larger to the breast than the first's. keep_start: share of the weights a run starts from in those it ends with (Wortsman et al., CVPR 2022: what was learnt before holds better on other
-    data so); none for a run that starts from no detector. before: runs that come first, one after the other; `weights` are the
-    start of the first.
+    these are shown, for datasets whose masses are larger to the breast than the first's. keep_start: share of
+    the weights a run starts from in those it ends with (Wortsman et al., CVPR 2022: what was learnt before holds better on
+    other data so); none for a run that starts from no detector. before: runs that come first, one after the other; `weights`
+    are the start of the first.
     """
 
     arch: str = "yolov3"
