@@ -148,16 +148,21 @@ def test_contours_lie_on_the_masses(
 
 
 def test_the_masses_are_what_is_outlined(exam: Any) -> None:
-    """The findings on which the other tests stand are real ones: each mass of the phantom has a contour that lies on it."""
+    """The findings on which the other tests stand are real ones: each mass of the phantom has a contour that lies on it.
+
+    That it covers most of the mass and not much else; how well is measured elsewhere, on mammograms.
+    """
     for view in ("RCC", "LCC", "RMLO", "LMLO"):
         for outline in truth_of(exam, view):
-            best = 0.0
+            best, covered = 0.0, 0.0
             for contour in contours_of(exam, view):
                 masks = [np.zeros((4084, 3328), np.uint8) for _ in range(2)]
                 for mask, points in zip(masks, (outline, contour), strict=True):
                     cv2.fillPoly(mask, [np.rint(points - 0.5).astype(np.int32)], 1)
-                best = max(best, float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()))
-            assert best > 0.4, f"{view}: {best:.2f}"
+                both, either = float((masks[0] & masks[1]).sum()), float((masks[0] | masks[1]).sum())
+                best, covered = max((best, covered), (both / either, both / float(masks[0].sum())))
+            assert best > 0.25, f"{view}: {best:.2f}"
+            assert covered > 0.75, f"{view}: {covered:.2f}"
 
 
 def test_truth_is_drawn_where_the_data_set_has_it(exam: Any, server: Any, view_of: Callable[..., Any]) -> None:
