@@ -36,8 +36,8 @@ def find_model(path: Path, network: str | None) -> Model:
         if network is None:
             raise UsageError(f"{path} is a bundle: say --network detector or --network segmenter")
         return open_model(path, cast("Kind", network))
-    named = path.parent.name == "checkpoints"
-    run = path.parents[1] if named else path
+    named = path.name.startswith("checkpoint-")
+    run = path.resolve().parents[1] if named else path
     checkpoint = read_checkpoint(path) if named else latest_checkpoint(run / "checkpoints")
     if checkpoint is None or not (run / "model" / "model.json").is_file():
         raise TrainingError(f"{path}: expected OUT/model of a training run, a run with a checkpoint and a model, or a bundle")
