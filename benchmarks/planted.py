@@ -34,22 +34,15 @@ class Planted:
         maps = self._network(x)
         size = (x.shape[2], x.shape[3])
         transform = frame_transform(np.asarray(self._measured.box), size, self._spec.frame.aspect)
-        levels = len(self._spec.strides)
-        for number, raw in enumerate(maps):
-            level = number % levels
+        for level, raw in enumerate(maps):
             t = raw.reshape(len(self._spec.anchors_of(level)), -1, *raw.shape[2:])
             t[:, 4] = _NOTHING if self._random else np.minimum(t[:, 4], _LIMIT)
         for x1, y1, x2, y2 in transform.boxes(self.boxes):
-            for member in range(self._spec.members):
-                own = maps[member * levels : (member + 1) * levels]
-                self._write(own, member, ((x1 + x2) / 2, (y1 + y2) / 2), (x2 - x1, y2 - y1))
+            self._write(maps, ((x1 + x2) / 2, (y1 + y2) / 2), (x2 - x1, y2 - y1))
         return maps
 
-    def _write(
-        self, maps: Sequence[NDArray[np.float32]], member: int, centre: tuple[float, float], side: tuple[float, float]
-    ) -> None:
-        """Into the maps of one member."""
-        anchors = np.concatenate([self._spec.anchors_of(level, member) for level in range(len(self._spec.strides))])
+    def _write(self, maps: Sequence[NDArray[np.float32]], centre: tuple[float, float], side: tuple[float, float]) -> None:
+        anchors = np.asarray(self._spec.anchors)
         best = int(np.abs(np.log(np.asarray(side) / anchors)).sum(axis=1).argmin())
         level, a = divmod(best, len(anchors) // len(self._spec.strides))
         stride, s = self._spec.strides[level], self._spec.xy_scale

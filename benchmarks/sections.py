@@ -231,24 +231,23 @@ def training_input(bundle: Path, folder: Path, threads: int, repeats: int) -> di
     """Seconds to make a batch of 8 with augmentation from the cache of decoded images, and to compute its gradient."""
     import torch
 
+    from mammoseg.bundle import open_bundle
     from mammoseg.config import from_dict
     from mammoseg.datasets import read_dataset
     from mammoseg.detection.cache import cached_images
     from mammoseg.detection.losses import LossConfig
     from mammoseg.detection.predictor import DetectorSpec
     from mammoseg.detection.training import DetectionTask, SamplingConfig
-    from mammoseg.experiments.joining import member
-    from mammoseg.experiments.start import open_model
     from mammoseg.preprocessing.augmentation import AugmentationConfig
     from mammoseg.runtime.processor import has_bf16
     from mammoseg.runtime.torch_runtime import build
 
     torch.set_num_threads(threads)
     small_files(folder)
-    model = member(open_model(bundle, "detector"), 1)
-    spec = from_dict(DetectorSpec, model.spec)
+    network = open_bundle(bundle).config["networks"]["detector"]
+    spec = from_dict(DetectorSpec, network["spec"])
     images = cached_images(read_dataset(f"phantom:{folder / 'small'}"), folder / "cache", spec.frame)
-    module = build("detector", model.config).train()
+    module = build("detector", network["config"]).train()
     task = DetectionTask(
         module, images, (), spec, LossConfig(), SamplingConfig(spec.scales, 8, resize_every=1), AugmentationConfig()
     )

@@ -54,7 +54,6 @@ def _settings(folder: Path) -> Path:
     (folder / "segmenter.toml").write_text(SEGMENTER)
     (folder / "recipe.toml").write_text(
         'name = "small"\ndetector = "detector.toml"\nsegmenter = "segmenter.toml"\nholdout = 0.5\neverything = "last_run"\n'
-        "seeds = [3, 4]\n"
         '[pipeline.fusion]\nmethod = "wbf"\nscore_min = 0.3\n'
     )
     return folder / "recipe.toml"
@@ -75,26 +74,24 @@ def test_a_build_that_is_stopped_goes_on_to_a_measured_and_calibrated_bundle(
     assert stopped.exit_code == 1
     assert "calibration: expected 20 candidates or more" in stopped.output, stopped.output
     assert not (tmp_path / "out/small").exists()
-    trained = (tmp_path / "out/detector-seed3/model/model.safetensors").stat().st_mtime_ns
+    trained = (tmp_path / "out/detector/model/model.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(calibration, "_FEW", 0)
     (tmp_path / "elsewhere.json").write_text('{"Dice, cross-validated": "0.864"}')
     done = _build(tmp_path, "--metrics", str(tmp_path / "elsewhere.json"))
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "out/detector-seed3/model/model.safetensors").stat().st_mtime_ns == trained  # not trained again
+    assert (tmp_path / "out/detector/model/model.safetensors").stat().st_mtime_ns == trained  # not trained again
 
     bundle = open_bundle(tmp_path / "out/small")
     fold = load_fold(tmp_path / "out/films.json")
     patients = {i.image_id: i.patient_id for i in read_dataset(f"phantom:{tmp_path / 'films'}")}
     seen = set(bundle.training["patient_sha256"])
     assert {hash_patient("films", patients[i]) for i in (*fold.train, *fold.validation)} < seen  # shipped: trained on all
-    first = json.loads((tmp_path / "out/detector-seed3/model/model.json").read_text())["record"]
-    assert (tmp_path / "out/detector-seed3/first/model").is_dir()
-    assert not (tmp_path / "out/detector-seed4-all/first").exists()  # the last run alone
-    further = json.loads((tmp_path / "out/detector-seed4-all/model/model.json").read_text())["record"]
+    first = json.loads((tmp_path / "out/detector/model/model.json").read_text())["record"]
+    assert (tmp_path / "out/detector/first/model").is_dir()
+    assert not (tmp_path / "out/detector-all/first").exists()  # the last run alone
+    further = json.loads((tmp_path / "out/detector-all/model/model.json").read_text())["record"]
     assert further["start"] == "a detector trained before (digital, films)", further["start"]
     assert not {hash_patient("films", patients[i]) for i in fold.validation} & set(first["patient_sha256"])
-    members = bundle.training["networks"]["detector"]["members"]
-    assert [m["settings"]["training"]["seed"] for m in members] == [3, 4]
     settings = settings_of(bundle)
     assert (settings.fusion.method, settings.fusion.score_min) == ("wbf", 0.3)
     assert (settings.fusion.calibration.slope, settings.fusion.calibration.offset) != (1.0, 0.0)
@@ -122,8 +119,6 @@ def test_the_shipped_recipe_is_one_and_names_settings_that_are_there() -> None:
 def test_settings_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lesion_score_mim"):
         RecipeConfig(pipeline={"fusion": {"lesion_score_mim": 0.1}})
-    with pytest.raises(ValueError, match="equal ones give equal detectors"):
-        RecipeConfig(seeds=(1, 1))
     refused = _build(tmp_path, "--set", "detector=nothing.toml")
     assert refused.exit_code == 2
     assert "names the settings nothing.toml" in refused.output

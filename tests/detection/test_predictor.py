@@ -53,23 +53,6 @@ def test_decode_equals_its_definition(xy_scale: float, classes: int) -> None:
     np.testing.assert_array_equal(high, scores[kept])
 
 
-def test_a_members_maps_are_read_with_its_own_anchors() -> None:
-    rng = np.random.default_rng(2)
-    other = tuple((w + 30, h + 11) for w, h in ANCHORS)
-    both, alone = DetectorSpec(anchors=ANCHORS + other, members=2), DetectorSpec(anchors=other)
-    maps = [rng.normal(size=(18, 64 // s, 64 // s)).astype(np.float32) for s in (8, 16, 32)]
-    for number, spec in enumerate((DetectorSpec(anchors=ANCHORS), alone)):
-        for a, b in zip(decode(maps, both, 0.1, number), decode(maps, spec, 0.1), strict=True):
-            np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(decode(maps, both, 0.1, 0)[0], decode(maps, both, 0.1, 1)[0])
-
-
-def test_maps_that_are_no_multiple_of_the_members_are_refused() -> None:
-    spec = DetectorSpec(anchors=ANCHORS * 2, members=2)
-    with pytest.raises(ValueError, match="as many maps of each of 2 members, got 3"):
-        Detector(_SeesBrightest(), spec).detect(Mammogram(np.eye(64, dtype=np.float32), "x"), [(64, 64)])
-
-
 def test_decode_refuses_maps_of_another_layout() -> None:
     with pytest.raises(ValueError, match="3 maps"):
         decode([np.zeros((18, 2, 2), np.float32)], DetectorSpec())

@@ -53,19 +53,6 @@ def test_a_case_by_hand() -> None:
     assert float(line["ap50_gain"]) == pytest.approx(1 / 3, abs=1e-4)
 
 
-def test_members_are_compared_alone_and_together() -> None:
-    """One image, one scale, two members: each finds one of two masses, and both a false box, one of them above it."""
-    truth = [np.array([[20.0, 20, 30, 30], [60, 60, 70, 70]])]
-    found = [[_found((20, 0.8), (40, 0.5)), _found((60, 0.4), (40, 0.6))]]
-    rows = {r.way.name: r.figures[0].value for r in compare(found, truth, ["a"], SIZES[:1], n=10, members=2)}
-    assert rows["single 32x64, member 1"] == rows["WBF, member 1 alone"] == 0.5
-    assert rows["single 32x64, member 2"] == rows["WBF, member 2 alone"] == 0.25
-    # fused: the false box 0.55, found by both, above the masses' 0.4 and 0.2: precision 1/2 and 2/3, as envelope 2/3 of both
-    assert rows["WBF, IoU 0.55"] == pytest.approx(2 / 3)
-    three = [way.name for way in ways(SIZES[:2], mirrored=True, members=2) if max(way.scales) > 3]
-    assert "WBF, 64x96, member 2 and mirrored" in three
-
-
 def test_a_single_scale_has_the_figures_of_trainings_own_validation() -> None:
     rng = np.random.default_rng(4)
     truth, found = [], []

@@ -37,8 +37,7 @@ class RecipeConfig:
     """How a bundle is made. name: of the bundle. detector, segmenter: settings of their runs, TOML files beside the recipe.
 
     holdout, fold_seed: the part of the patients of each data set that is measured and calibrated on. keep_out: patients of the
-    films that are on neither side. seeds: of the detectors, one each, that become members of the one shipped; none is the one
-    of its settings. everything: afterwards the detector learns from the patients held out as well, and that one
+    films that are on neither side. everything: afterwards the detector learns from the patients held out as well, and that one
     is shipped with the figures, the calibration and the operating points of the first: "anew", by the whole recipe again, or
     "last_run", by its last run once more, from where that began. detector_weights,
     segmenter_weights: how parameters are stored. pipeline: settings to ship, where they differ from the defaults.
@@ -50,7 +49,6 @@ class RecipeConfig:
     holdout: float = 0.2
     fold_seed: int = 0
     keep_out: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
     everything: Literal["", "anew", "last_run"] = ""
     detector_weights: WeightType = "float16"
     segmenter_weights: WeightType = "int8"
@@ -58,8 +56,6 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         from_dict(PipelineConfig, self.pipeline, "pipeline")  # raises ConfigError
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: expected different ones, since equal ones give equal detectors, got {self.seeds}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def build(
     for name, fold in made.items():
         save_fold(out / f"{name}.json", fold)
     say("1 of 4: training the detector, a part of the patients held out")
-    detectors = _detectors(recipe.parent / config.detector, config, sources, out, whole=False)
+    detector = _detector(recipe.parent / config.detector, config, sources, out, whole=False)
     say("2 of 4: training the segmenter")
     segmenter = _segmenter(recipe.parent / config.segmenter, sources, out)
     say("3 of 4: calibrating and measuring on the patients held out")
@@ -115,7 +111,7 @@ def build(
     )
     raw = out / "raw"
     if not (raw / "config.json").is_file():
-        make_bundle(detectors, segmenter, raw, options("raw", _raw(config.pipeline)))
+        make_bundle(detector, segmenter, raw, options("raw", _raw(config.pipeline)))
     _segment(raw, sources.films, out / "films.json", out / "raw-findings")
     items = read_side(sources.films, out / "films.json", "validation")[0]
     fitted = calibrate(out / "raw-findings", sources.films, items).to_dict()
@@ -123,16 +119,16 @@ def build(
     shipped = _over(config.pipeline, fitted["pipeline"])
     held_out = out / "held-out"
     if not (held_out / "config.json").is_file():
-        make_bundle(detectors, segmenter, held_out, options("held-out", shipped))
+        make_bundle(detector, segmenter, held_out, options("held-out", shipped))
     measured = {name: _measure(held_out, data, out / f"{name}.json", out / name) for name, data in folds.items()}
     metrics = {**(further or {}), **{name: _figures(evaluation, folds[name]) for name, evaluation in measured.items()}}
     metrics["calibration"] = fitted["measured"]
     if config.everything:
         say("training the detector once more, on all patients")
-        detectors = _detectors(recipe.parent / config.detector, config, sources, out, whole=True)
+        detector = _detector(recipe.parent / config.detector, config, sources, out, whole=True)
     say("4 of 4: making the bundle")
     images = _some(sources, out)
-    make_bundle(detectors, segmenter, bundle, options(config.name, shipped, metrics=metrics, images=images, force=False))
+    make_bundle(detector, segmenter, bundle, options(config.name, shipped, metrics=metrics, images=images, force=False))
     return bundle
 
 
@@ -174,20 +170,13 @@ def _admit(out: Path, identity: Mapping[str, Any]) -> None:
     write_atomic(file, (json.dumps(identity, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _detectors(path: Path, config: RecipeConfig, sources: Sources, out: Path, whole: bool) -> list[Path]:
-    if not config.seeds:
-        return [_detector(path, config, sources, out, whole)]
-    return [_detector(path, config, sources, out, whole, seed) for seed in config.seeds]
-
-
-def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, whole: bool, seed: int | None = None) -> Path:
+def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, whole: bool) -> Path:
     from mammoseg.experiments.train_detector import read_settings, train_detector
 
-    name = "detector" if seed is None else f"detector-seed{seed}"
-    folder = out / (f"{name}-all" if whole else name)
+    folder = out / ("detector-all" if whole else "detector")
     if (folder / "model" / "model.json").is_file():
         return folder / "model"
-    settings = read_settings(path, () if seed is None else (f"training.seed={seed}",))
+    settings = read_settings(path, ())
     if sources.detector_start is not None:
         settings = replace(settings, weights=str(sources.detector_start))
     one = replace(settings.training, devices=1, threads=0)  # several devices would run the whole build several times
@@ -196,7 +185,7 @@ def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, who
     further: Path | None = out / "digital.json"
     init: Path | None = None
     if whole and config.everything == "last_run" and settings.before:
-        init = out / name / settings.before[-1].name / "model"
+        init = out / "detector" / settings.before[-1].name / "model"
         settings = replace(settings, before=(), weights=None)
     if whole:
         fold, further = out / "films-all.json", None

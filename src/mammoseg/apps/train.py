@@ -101,15 +101,7 @@ def bundle() -> None:
 
 
 @bundle.command("make")
-@click.option(
-    "--detector",
-    "detectors",
-    required=True,
-    multiple=True,
-    type=_ModelPath(),
-    metavar="MODEL",
-    help=f"The detector: {_MODEL}. Several (repeated) become members of one, and boxes of all are fused.",
-)
+@click.option("--detector", required=True, type=_ModelPath(), metavar="MODEL", help=f"The detector: {_MODEL}.")
 @click.option("--segmenter", required=True, type=_ModelPath(), metavar="MODEL", help=f"The segmenter: {_MODEL}.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle.")
 @click.option("--name", help="Name of the bundle; OUT's by default.")
@@ -132,22 +124,21 @@ def bundle() -> None:
 @click.option("--calibration", type=_FILE, metavar="JSON", help="What `mammoseg bundle calibrate` wrote: settings to ship.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Setting to ship, e.g. fusion.lesion_score_min=0.2.")
 @click.option("--force", is_flag=True, help="Also a bundle that does not give what the trained networks give.")
-def make(detectors: tuple[Path, ...], segmenter: Path, out: Path, **options: Any) -> None:
-    """Make a bundle from a trained detector, or several, and a trained segmenter.
+def make(detector: Path, segmenter: Path, out: Path, **options: Any) -> None:
+    """Make a bundle from a trained detector and a trained segmenter.
 
     The networks are exported, stored small, and compared with the trained ones on the images given, or on phantoms: equal
     numbers of masses, boxes of IoU 0.9 or more, scores within 0.02, outlines of Dice 0.99 or more in the mean; else there is no
     bundle. The figures go into metrics.json.
 
     The pipeline's settings start from those of the bundle that a network is taken from (of two bundles, the segmenter's gives
-    `reconstruction` and the detector's the rest; of several detectors the first counts), or else from the defaults; --set
-    changes them.
+    `reconstruction` and the detector's the rest), or else from the defaults; --set changes them.
     """
     _need_torch()
     from mammoseg.config import from_dict, to_dict
     from mammoseg.experiments.make_bundle import BundleOptions, make_bundle, starting_settings
 
-    start, metrics = starting_settings(detectors, segmenter), read_json(options["metrics"])
+    start, metrics = starting_settings(detector, segmenter), read_json(options["metrics"])
     if options["calibration"] is not None:
         fitted = read_json(options["calibration"])
         if not isinstance(fitted.get("pipeline"), dict):
@@ -165,7 +156,7 @@ def make(detectors: tuple[Path, ...], segmenter: Path, out: Path, **options: Any
         force=options["force"],
     )
     with held_beside(out):
-        result = make_bundle(detectors, segmenter, out, chosen)
+        result = make_bundle(detector, segmenter, out, chosen)
     size, parity = sum(result["bytes"].values()) / 1e6, result["parity"]
     click.echo(
         f"{out}: networks {size:.1f} MB; compared with the trained ones on {parity['images']} {parity['on']} with "

@@ -21,13 +21,11 @@ DETECTORS = {
     "retinanet": "mammoseg.detection.torchvision_detectors:RetinaNet",
     "faster_rcnn": "mammoseg.detection.torchvision_detectors:FasterRCNN",
     "ssd": "mammoseg.detection.torchvision_detectors:SSD",
-    "members": "mammoseg.detection.members:Members",
 }
 """Each an `nn.Module` that is made from its `config_class`, a frozen dataclass it names as a class attribute.
 
 `strides` are its outputs', finest first. A class whose `forward` gives boxes in place of raw maps says `layout = "boxes"`; one
-that learns by another loss has `training_loss(images, boxes, image)`. `exportable = False` keeps one out of bundles,
-`trainable = False` out of training.
+that learns by another loss has `training_loss(images, boxes, image)`; `exportable = False` keeps it out of bundles.
 """
 
 BACKBONES = {

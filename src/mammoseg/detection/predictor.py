@@ -32,8 +32,7 @@ class DetectorSpec:
     anchors: (w, h) in px at the network's input, as many for each stride, finest stride first. scales: (H, W) of the inputs
     run by default. mean, std: of grey values in [0, 1]; the image is repeated into `channels`. xy_scale: how far a centre may
     leave its cell: σ·s − (s − 1)/2, 1 as published. layout: raw maps of "yolo", or "boxes" where the network decodes its own:
-    one map (5, K, 1) an image of x1, y1, x2, y2 in px of the input and the score, 0 where there is no box. members: how many
-    detectors the network is made of (`members.Members`); maps and anchors are those of the first, then of the next.
+    one map (5, K, 1) an image of x1, y1, x2, y2 in px of the input and the score, 0 where there is no box.
     """
 
     arch: str = "yolov3-darknet53"
@@ -48,34 +47,26 @@ class DetectorSpec:
     std: float = 1.0
     xy_scale: float = 1.0
     layout: Literal["yolo", "boxes"] = "yolo"
-    members: int = 1
 
     def __post_init__(self) -> None:
-        if self.members < 1 or (self.members > 1 and self.layout != "yolo"):
-            raise ValueError(f"DetectorSpec.members: expected 1, or more of layout yolo, got {self.members} of {self.layout}")
-        if not self.strides or not self.anchors or len(self.anchors) % (len(self.strides) * self.members):
+        if not self.strides or len(self.anchors) % len(self.strides):
             raise ValueError(
-                f"DetectorSpec: expected as many anchors for each of {len(self.strides)} strides"
-                + (f" of {self.members} members" if self.members > 1 else "")
-                + f", got {len(self.anchors)}"
+                f"DetectorSpec: expected as many anchors for each of {len(self.strides)} strides, got {len(self.anchors)}"
             )
         coarsest = max(self.strides)
         if any(h % coarsest or w % coarsest or min(h, w) < coarsest for h, w in self.scales):
             raise ValueError(f"DetectorSpec.scales: expected sides that are multiples of {coarsest}, got {self.scales}")
 
-    def anchors_of(self, level: int, member: int = 0) -> NDArray[np.float64]:
-        """The anchors f64[A, 2] of stride number `level` of a member."""
-        count = len(self.anchors) // (len(self.strides) * self.members)
-        first = (member * len(self.strides) + level) * count
-        return np.asarray(self.anchors[first : first + count], dtype=np.float64)
+    def anchors_of(self, level: int) -> NDArray[np.float64]:
+        """The anchors f64[A, 2] of stride number `level`."""
+        count = len(self.anchors) // len(self.strides)
+        return np.asarray(self.anchors[level * count : (level + 1) * count], dtype=np.float64)
 
 
 def decode(
-    maps: Sequence[NDArray[np.float32]], spec: DetectorSpec, score_min: float = 0.0, member: int = 0
+    maps: Sequence[NDArray[np.float32]], spec: DetectorSpec, score_min: float = 0.0
 ) -> tuple[Boxes, NDArray[np.float64]]:
-    """Raw maps of one image and member, f32[A·(5 + classes), h, w] per stride, to boxes f64[N, 4] and scores f64[N].
-
-    Boxes are `xyxy` at the network's input.
+    """Raw maps of one image, f32[A·(5 + classes), h, w] per stride, to boxes f64[N, 4] (`xyxy`, network input) and scores.
 
     Box: centre (σ(t)·s − (s − 1)/2 + cell)·stride, size anchor·exp(t) (Redmon and Farhadi 2018, Sect. 2.1); score:
     σ(objectness)·σ(best class). Boxes that score below `score_min` are left out. Raises ValueError on maps of another layout.
@@ -90,7 +81,7 @@ def decode(
         raise ValueError(f"decode: expected {len(spec.strides)} maps, got {len(maps)}")
     boxes, scores = [], []
     for level, (raw, stride) in enumerate(zip(maps, spec.strides, strict=True)):
-        anchors = spec.anchors_of(level, member)
+        anchors = spec.anchors_of(level)
         if raw.ndim != 3 or raw.shape[0] % len(anchors) or raw.shape[0] // len(anchors) < 6:
             raise ValueError(f"decode: expected a map of {len(anchors)}·(5 + classes) channels, got shape {raw.shape}")
         t = raw.reshape(len(anchors), -1, *raw.shape[1:])  # (A, 5 + classes, h, w)
@@ -118,10 +109,9 @@ class Detector:
         score_min: float = 0.005,
         nms_iou: float = NMS_IOU,
     ) -> list[Detections]:
-        """One `Detections` per scale (H, W) and member, native frame, best first, after NMS at IoU `nms_iou` within each.
+        """One `Detections` per scale (H, W), native frame, best first, after NMS at IoU `nms_iou` within the scale.
 
-        All members' of the first scale come first. scales: multiples of the coarsest stride; None takes those of the spec.
-        score_min: the lowest score kept.
+        scales: multiples of the coarsest stride; None takes those of the spec. score_min: the lowest score kept.
         """
         sizes = list(self.spec.scales if scales is None else scales)
         coarsest = max(self.spec.strides)
@@ -131,34 +121,26 @@ class Detector:
         frame = self.spec.frame
         source = FrameSource.of(mammogram.pixels, measure(mammogram.pixels, frame), sizes, frame.aspect)
         if self.lanes == 1 or len(sizes) == 1:
-            return [d for size in sizes for d in self.detect_at(source, size, score_min, nms_iou)]
+            return [self.detect_at(source, size, score_min, nms_iou) for size in sizes]
         with ThreadPoolExecutor(self.lanes) as lanes:
             largest_first = sorted(sizes, key=lambda size: -size[0] * size[1])
             running = {size: lanes.submit(self.detect_at, source, size, score_min, nms_iou) for size in largest_first}
-            return [d for size in sizes for d in running[size].result()]
+            return [running[size].result() for size in sizes]
 
-    def detect_at(
-        self, source: FrameSource, size: Size, score_min: float = 0.005, nms_iou: float = NMS_IOU
-    ) -> list[Detections]:
-        """As `detect`, at one scale, of an image that is measured already: one `Detections` a member."""
+    def detect_at(self, source: FrameSource, size: Size, score_min: float = 0.005, nms_iou: float = NMS_IOU) -> Detections:
+        """As `detect`, at one scale, of an image that is measured already."""
         image, transform = network_frame(source, size, self.spec.frame.aspect)
         grey = (image - np.float32(self.spec.mean)) / np.float32(self.spec.std)
         x = np.repeat(grey[None, None], self.spec.channels, axis=1)
         maps = [m[0] for m in self.network(np.ascontiguousarray(x, dtype=np.float32))]
-        each, rest = divmod(len(maps), self.spec.members)
-        if rest:
-            raise ValueError(f"detect: expected as many maps of each of {self.spec.members} members, got {len(maps)}")
-        back, name, out = transform.inverse(source.size), f"{size[1]}x{size[0]}", []
-        for member in range(self.spec.members):
-            boxes, scores = decode(maps[member * each : (member + 1) * each], self.spec, score_min, member)
-            boxes = clip_boxes(back.boxes(boxes), source.size)
-            solid = np.flatnonzero(box_area(boxes) > 0)
-            boxes, scores = boxes[solid], scores[solid]
-            best = np.argsort(-scores, kind="stable")[:_MOST_BOXES]
-            kept = best[nms(boxes[best], scores[best], nms_iou)]
-            of = name if self.spec.members == 1 else f"{name} of member {member + 1}"
-            out.append(Detections(boxes[kept], scores[kept].clip(0.0, 1.0), source.size, of))
-        return out
+        boxes, scores = decode(maps, self.spec, score_min)
+        native = source.size
+        boxes = clip_boxes(transform.inverse(native).boxes(boxes), native)
+        solid = np.flatnonzero(box_area(boxes) > 0)
+        boxes, scores = boxes[solid], scores[solid]
+        best = np.argsort(-scores, kind="stable")[:_MOST_BOXES]
+        kept = best[nms(boxes[best], scores[best], nms_iou)]
+        return Detections(boxes[kept], scores[kept].clip(0.0, 1.0), native, f"{size[1]}x{size[0]}")
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -168,6 +168,6 @@ class DetectionTask:
             return {}
         detector = Detector(TorchNetwork(model), self.spec)
         size = self.sampling.validation_size or self.spec.scales[0]
-        found = [detector.detect_at(FrameSource.of(c.pixels, c.measured), size)[0] for c in self.validation]
+        found = [detector.detect_at(FrameSource.of(c.pixels, c.measured), size) for c in self.validation]
         ap, (s25, s50) = ap50_and_sensitivity(found, [c.boxes for c in self.validation], (0.25, 0.5))
         return {"ap50": ap, "tpr_at_0.25": s25, "tpr_at_0.5": s50}

@@ -134,16 +134,12 @@ def _data(models: Mapping[str, Model]) -> str:
 
 
 def _start(model: Model) -> str:
-    starts = dict.fromkeys(map(_start_words, model.record.get("members", [model.record])))
-    words = "; ".join(filter(None, starts))
-    return f"It started from: {words}." if words else ""
-
-
-def _start_words(record: Mapping[str, Any]) -> str:
+    record = model.record
     settings = {**record.get("config", {}), **record.get("settings", {})}
     file = str(settings.get("weights") or settings.get("backbone_weights") or "")
     words = next((w for prefix, w in _STARTS.items() if file.lower().startswith(prefix)), file)
-    return str(record.get("start") or words)
+    words = str(record.get("start") or words)
+    return f"It started from: {words}." if words else ""
 
 
 def _use(models: Mapping[str, Model]) -> str:
@@ -157,12 +153,5 @@ def _use(models: Mapping[str, Model]) -> str:
 
 
 def _flat(values: Mapping[str, Any]) -> str:
-    parts = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            parts += [_flat(value)] if value else []
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(one, Mapping) for one in value):
-            parts.append(f"{key}: " + "; ".join(f"({i}) {_flat(one)}" for i, one in enumerate(value, 1)))
-        else:
-            parts.append(f"{key} {value}")
+    parts = (_flat(v) if isinstance(v, Mapping) else f"{k} {v}" for k, v in values.items() if not isinstance(v, Mapping) or v)
     return ", ".join(parts)

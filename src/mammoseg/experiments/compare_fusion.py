@@ -57,14 +57,9 @@ class Row:
     gains: tuple[Interval, ...]
 
 
-def ways(sizes: Sequence[Size], mirrored: bool = False, members: int = 1) -> list[Way]:
-    """All ways that are compared, single scales first. mirrored: as many detections again are those of the mirrored image.
-
-    members: of the detector, each with detections of its own at every scale.
-    """
-    of = [""] if members == 1 else [f", member {i + 1}" for i in range(members)]
-    names = [f"{w}x{h}{member}" for h, w in sizes for member in of]
-    every = tuple(range(len(names)))
+def ways(sizes: Sequence[Size], mirrored: bool = False) -> list[Way]:
+    """All ways that are compared, single scales first. mirrored: as many detections again are those of the mirrored image."""
+    names, every = [f"{w}x{h}" for h, w in sizes], tuple(range(len(sizes)))
     out = [Way(f"single {name}", FusionConfig("none", score_min=0.0), (i,)) for i, name in enumerate(names)]
     out += [
         Way(f"MSF, λ {lam:g}, boxes from {low:g}", FusionConfig("msf", lam, score_min=low), every)
@@ -73,14 +68,11 @@ def ways(sizes: Sequence[Size], mirrored: bool = False, members: int = 1) -> lis
     ]
     out += [Way(f"WBF, IoU {iou:g}", FusionConfig("wbf", wbf_score_min=0.0, wbf_iou=iou), every) for iou in (0.45, 0.55, 0.65)]
     out.append(Way("NMS", FusionConfig("nms", score_min=0.0), every))
-    if members > 1:
-        for i in range(members):
-            out.append(Way(f"WBF, member {i + 1} alone", FusionConfig("wbf", wbf_score_min=0.0), every[i::members]))
-    if len(names) > 2:
+    if len(sizes) > 2:
         for i, name in enumerate(names):
             out.append(Way(f"WBF without {name}", FusionConfig("wbf", wbf_score_min=0.0), tuple(k for k in every if k != i)))
     if mirrored:
-        n = len(names)
+        n = len(sizes)
         out += [
             Way(f"WBF, {name} and mirrored", FusionConfig("wbf", wbf_score_min=0.0), (i, n + i)) for i, name in enumerate(names)
         ]
@@ -91,20 +83,15 @@ def ways(sizes: Sequence[Size], mirrored: bool = False, members: int = 1) -> lis
 
 
 def compare(
-    found: Sequence[Sequence[Detections]],
-    truth: Sequence[Boxes],
-    patients: Sequence[str],
-    sizes: Sequence[Size],
-    n: int = 1000,
-    members: int = 1,
+    found: Sequence[Sequence[Detections]], truth: Sequence[Boxes], patients: Sequence[str], sizes: Sequence[Size], n: int = 1000
 ) -> list[Row]:
     """Every way on the detections of all images.
 
-    found: per image, scale and member of the detector, or so and then again for the mirrored image. truth: f64[M, 4] per
+    found: per image and scale, or per image and scale and then again per scale for the mirrored image. truth: f64[M, 4] per
     image, native frame.
     """
     weights = resamples(patients, n)
-    every = ways(sizes, bool(found) and len(found[0]) == 2 * len(sizes) * members, members)
+    every = ways(sizes, mirrored=bool(found) and len(found[0]) == 2 * len(sizes))
     draws = np.stack([_figures(_ranked(found, truth, way), weights) for way in every])  # (ways, 1 + n, figures)
     singles = [i for i, way in enumerate(every) if len(way.scales) == 1]
     best = max(singles, key=lambda i: float(draws[i, 0, 0]))
@@ -212,8 +199,7 @@ def main(weights: Path | None, data: str, fold: Path | None, side: Side, scales:
         pipeline.detector.spec = replace(pipeline.detector.spec, scales=tuple(parse_scales(scales)))
     found = detect_all(pipeline, items, out / "detections.npz", mirrored)
     truth = [np.array([m.box for m in i.annotation.masses], dtype=np.float64).reshape(-1, 4) for i in items]
-    spec = pipeline.detector.spec
-    rows = compare(found, truth, [i.patient_id for i in items], spec.scales, members=spec.members)
+    rows = compare(found, truth, [i.patient_id for i in items], pipeline.detector.spec.scales)
     write_atomic(out / "fusion.csv", table(rows).encode())
     for row in rows:
         values = "  ".join(f"{v.value:.3f}" for v in row.figures if v.value is not None)

@@ -18,7 +18,6 @@ from mammoseg.detection import described
 from mammoseg.errors import BundleError, UsageError
 from mammoseg.experiments.card import write_card
 from mammoseg.experiments.export import export_graph
-from mammoseg.experiments.joining import join
 from mammoseg.experiments.parity import measure_parity, shortcomings
 from mammoseg.experiments.start import open_model
 from mammoseg.pipeline import PipelineConfig, settings_of, uncalibrated
@@ -46,26 +45,21 @@ class BundleOptions:
     force: bool = False
 
 
-def make_bundle(
-    detectors: Path | Sequence[Path], segmenter: Path, out: Path, options: BundleOptions | None = None
-) -> dict[str, Any]:
-    """Writes a bundle to `out` from trained networks, each a model directory or a bundle; returns its metrics.
-
-    detectors: one, or several that become the members of one (`joining.join`).
+def make_bundle(detector_dir: Path, segmenter_dir: Path, out: Path, options: BundleOptions | None = None) -> dict[str, Any]:
+    """Writes a bundle to `out` from two trained networks, each a model directory or a bundle; returns its metrics.
 
     The bundle is compared with the trained networks (`measure_parity`) before it takes its place; the figures stay in its
     metrics. Raises `UsageError` where `out` is not empty or a directory holds the wrong kind of model, `BundleError` where a
     network cannot be exported or the bundle falls short of the trained networks (unless `options.force`); nothing is left then.
     """
     chosen = options or BundleOptions()
-    before = to_dict(starting_settings(detectors, segmenter))
+    before = to_dict(starting_settings(detector_dir, segmenter_dir))
     settings = from_dict(PipelineConfig, _merged(before, chosen.pipeline), "pipeline")
     if settings.runtime.precision in ("auto", "int8"):  # the parity gate (`gate.py`) passed for other weights
         settings = replace(settings, runtime=replace(settings.runtime, precision="f32", f32_networks=(), int8_networks=()))
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; name another folder for the bundle")
-    detector = join([open_model(path, "detector") for path in _each(detectors)])
-    models = _as_written_now(detector, open_model(segmenter, "segmenter"))
+    models = _as_written_now(open_model(detector_dir, "detector"), open_model(segmenter_dir, "segmenter"))
     target = out.resolve()
     building = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
@@ -85,27 +79,19 @@ def make_bundle(
     return metrics
 
 
-def starting_settings(detectors: Path | Sequence[Path], segmenter: Path) -> PipelineConfig:
+def starting_settings(detector_dir: Path, segmenter_dir: Path) -> PipelineConfig:
     """The pipeline settings a bundle of these networks starts from: those of the bundle a network is taken from.
 
     Of two bundles, the detector's gives all but `reconstruction`, which the segmenter's gives; of one bundle, it gives all, but
-    calibration and operating points only with its detector, where that is the only one; of model directories, which have none,
-    the defaults. Of several detectors the first counts. Raises `BundleError` where a directory is neither.
+    calibration and operating points only with its detector; of model directories, which have none, the defaults. Raises
+    `BundleError` where a directory is neither.
     """
-    paths = _each(detectors)
-    first, last = (None if (p / "model.json").is_file() else settings_of(open_bundle(p)) for p in (paths[0], segmenter))
-    if first is not None and len(paths) > 1:
-        first = uncalibrated(first)
-    if first is not None and last is not None:
-        return replace(first, reconstruction=last.reconstruction)
-    return first or (uncalibrated(last) if last else PipelineConfig())
-
-
-def _each(paths: Path | Sequence[Path]) -> list[Path]:
-    found = [paths] if isinstance(paths, Path) else list(paths)
-    if not found:
-        raise UsageError("a bundle needs a detector: expected one or more, got none")
-    return found
+    detector, segmenter = (
+        None if (path / "model.json").is_file() else settings_of(open_bundle(path)) for path in (detector_dir, segmenter_dir)
+    )
+    if detector is not None and segmenter is not None:
+        return replace(detector, reconstruction=segmenter.reconstruction)
+    return detector or (uncalibrated(segmenter) if segmenter else PipelineConfig())
 
 
 def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,15 +164,11 @@ def _pruned(segmenter: Model) -> Model:
 
 def _portable(record: Mapping[str, Any]) -> dict[str, Any]:
     """A bundle goes to others: of files on the machine it was trained on it holds names alone."""
-    out = dict(record)
-    if "settings" in record:
-        out["settings"] = dict(record["settings"])
-        for key in ("weights", "cache"):
-            if out["settings"].get(key):
-                out["settings"][key] = Path(out["settings"][key]).name
-    if "members" in record:
-        out["members"] = [_portable(member) for member in record["members"]]
-    return out
+    settings = dict(record.get("settings", {}))
+    for key in ("weights", "cache"):
+        if settings.get(key):
+            settings[key] = Path(settings[key]).name
+    return {**record, "settings": settings} if settings else dict(record)
 
 
 def training_record(models: Mapping[str, Model]) -> dict[str, Any]:

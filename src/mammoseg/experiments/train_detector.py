@@ -23,7 +23,6 @@ from mammoseg.detection.losses import LossConfig
 from mammoseg.detection.predictor import DetectorSpec
 from mammoseg.detection.training import DetectionTask, SamplingConfig
 from mammoseg.errors import ConfigError, TrainingError
-from mammoseg.experiments.joining import member
 from mammoseg.experiments.record import (
     ancestry,
     data_identity,
@@ -80,8 +79,7 @@ class DetectorTrainConfig:
 
     arch: which detector of `mammoseg.detection.DETECTORS`. network: its settings, those that differ from its defaults.
     sizes: (H, W) of the inputs trained at. anchor_size: at which of them anchors are measured. scales: run at inference by
-    default. weights: ImageNet or darknet weights for the backbone, or None. init_member: of a detector of several that the run
-    starts from, which one goes on. holdout: fraction of patients validated on where
+    default. weights: ImageNet or darknet weights for the backbone, or None. holdout: fraction of patients validated on where
     no fold is given; keep_out: patients on neither side. images: use so many training images only, 0 = all. cache: folder for
     decoded images. also_repeat: how often an image of the further datasets comes for one of the first. also_zoom: how large
     these are shown, for datasets whose masses are larger to the breast than the first's. keep_start: share of
@@ -117,7 +115,6 @@ class DetectorTrainConfig:
     std: float = 1.0
     xy_scale: float = 1.0
     weights: str | None = None
-    init_member: int = 1
     holdout: float = 0.15
     fold_seed: int = 0
     keep_out: tuple[str, ...] = ()
@@ -130,8 +127,6 @@ class DetectorTrainConfig:
     before: tuple[DetectorStage, ...] = ()
 
     def __post_init__(self) -> None:
-        if not getattr(lookup(DETECTORS, self.arch), "trainable", True):
-            raise ConfigError(f"arch: {self.arch} is of several detectors, which are trained each alone; name the arch of one")
         network_config(self.arch, self.network)  # raises ConfigError
         check_run_names([stage.name for stage in self.before])
         check_runs_fit({name: _bound(run) for name, run in (*((s.name, self.of_stage(s)) for s in self.before), ("", self))})
@@ -156,10 +151,7 @@ class DetectorTrainConfig:
 
 def read_settings(path: Path | None, sets: Sequence[str] = (), init: Path | None = None) -> DetectorTrainConfig:
     """The settings of a run: defaults, what the model at `init` says of itself, the TOML file `path`, `sets`; the last wins."""
-    if init is None:
-        return load_toml(DetectorTrainConfig, path, sets)
-    number = load_toml(DetectorTrainConfig, path, sets).init_member
-    return load_toml(DetectorTrainConfig, path, sets, _of_model(member(open_model(init, "detector"), number)))
+    return load_toml(DetectorTrainConfig, path, sets, _of_model(open_model(init, "detector")) if init else None)
 
 
 def train_detector(
@@ -206,7 +198,7 @@ def _train(
     items = read_dataset(data)
     split = load_fold(fold) if fold else patient_holdout(items, config.holdout, config.fold_seed, config.keep_out)
     chosen, held_out = select(items, split, "train"), select(items, split, "validation")
-    start = member(open_model(init, "detector"), config.init_member) if init else None
+    start = open_model(init, "detector") if init else None
     _check_start(config, start)
     hashes = file_hashes(items)
     settings = _settings(config)

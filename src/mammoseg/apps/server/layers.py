@@ -76,16 +76,12 @@ def make_layers(path: Path, bundle: Path, settings: dict[str, Any]) -> dict[str,
     config = pipeline.config
     mammogram = load_mammogram(path, "image")
     sizes = config.detection.scales or pipeline.detector.spec.scales
-    members = pipeline.detector.spec.members
     per_scale = pipeline.detector.detect(mammogram, sizes, config.detection.score_min, config.fusion.nms_iou)
     return {
         "lambda": config.fusion.lam,
         "fusion": config.fusion.method,
         "score_min": config.fusion.score_min,
-        "scales": [
-            {"size": list(size), "detections": _boxes(per_scale[i * members : (i + 1) * members])}
-            for i, size in enumerate(sizes)
-        ],
+        "scales": [{"size": list(size), "detections": _boxes(found)} for size, found in zip(sizes, per_scale, strict=True)],
         "fusion_mask": _mask(pipeline, per_scale) if config.fusion.method == "msf" else None,
     }
 
@@ -95,9 +91,9 @@ def _pipeline(bundle: Path, settings: str) -> Pipeline:
     return whole.load(bundle, config=from_dict(PipelineConfig, json.loads(settings)))
 
 
-def _boxes(of_members: list[Detections]) -> list[dict[str, Any]]:
-    pairs = [pair for found in of_members for pair in zip(found.boxes.tolist(), found.scores.tolist(), strict=True)]
-    pairs = sorted(pairs, key=lambda pair: -pair[1])[:_MOST_BOXES]
+def _boxes(found: Detections) -> list[dict[str, Any]]:
+    best = found.best_first()
+    pairs = list(zip(best.boxes.tolist(), best.scores.tolist(), strict=True))[:_MOST_BOXES]
     return [{"box_xyxy": [round(v, 2) for v in box], "score": round(score, 6)} for box, score in pairs]
 
 
