@@ -368,3 +368,23 @@ def test_lesions_and_all_boxes_made_at_once_are_those_made_apart(method, boxes):
         assert len(lesions)
         together = candidates(lesions, scales, config, None, whole)
         assert together.boxes.tolist() == candidates(lesions, scales, config).boxes.tolist()
+
+
+@pytest.mark.parametrize("method", ["msf", "wbf", "nms", "none"])
+def test_boxes_known_to_be_suppressed_are_fused_as_if_it_were_not_known(method):
+    rng = np.random.default_rng(8)
+    config = FusionConfig(method, score_min=0.1, wbf_score_min=0.1)
+    for _ in range(20):
+        low = rng.uniform(0, 60, (3, 30, 2))
+        boxes = np.concatenate([low, low + rng.uniform(5, 30, low.shape)], axis=2)
+        raw = [Detections(b, rng.integers(1, 20, 30) / 20, (100, 100)) for b in boxes]  # equal scores too
+        known = [suppress(d, 0.45) for d in raw]
+        assert all(d.iou_most == 0.45 and 1 < len(d) < 30 for d in known)
+        assert all((box_iou(d.boxes, d.boxes)[~np.eye(len(d), dtype=bool)] <= 0.45).all() for d in known)
+        unknown = [Detections(d.boxes, d.scores, d.size) for d in known]
+        for a, b in ((fuse(known, config), fuse(unknown, config)), (known[0].select(np.arange(2)), unknown[0].select([0, 1]))):
+            np.testing.assert_array_equal(a.boxes, b.boxes)
+            np.testing.assert_array_equal(a.scores, b.scores)
+        stricter = suppress(known[0], 0.2)  # what is known for 0.45 says nothing of it
+        np.testing.assert_array_equal(stricter.boxes, suppress(unknown[0], 0.2).boxes)
+        assert len(stricter) < len(known[0])

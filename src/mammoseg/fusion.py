@@ -227,7 +227,9 @@ def _calibrated(fused: Detections, config: FusionConfig) -> Detections:
 
 def suppress(detections: Detections, iou: float) -> Detections:
     """Greedy non-maximum suppression, best first: a box goes where its IoU with a kept, better one exceeds `iou`."""
-    return detections.select(nms(detections.boxes, detections.scores, iou))
+    if detections.iou_most <= iou:
+        return detections.best_first()
+    return replace(detections.select(nms(detections.boxes, detections.scores, iou)), iou_most=iou)
 
 
 def _weighted(per_scale: Sequence[Detections], iou: float) -> Detections:

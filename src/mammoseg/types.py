@@ -81,13 +81,15 @@ class Detections:
     """Boxes with scores, best first where a stage says so.
 
     boxes: f64[N, 4] `xyxy` in the native image. scores: f64[N] in [0, 1]. size: (H, W) of the native image.
-    origin: what produced them, e.g. the scale "480x960" or "msf".
+    origin: what produced them, e.g. the scale "480x960" or "msf". iou_most: no two boxes overlap by more, as far as is known
+    (after non-maximum suppression it is that IoU).
     """
 
     boxes: Boxes
     scores: NDArray[np.float64]
     size: Size
     origin: str = ""
+    iou_most: float = 1.0
 
     def __post_init__(self) -> None:
         boxes = np.asarray(self.boxes, dtype=np.float64).reshape(-1, 4)
@@ -109,7 +111,7 @@ class Detections:
 
     def select(self, index: NDArray[Any]) -> Detections:
         """The detections at `index` (integers or booleans), in that order."""
-        return Detections(self.boxes[index], self.scores[index], self.size, self.origin)
+        return Detections(self.boxes[index], self.scores[index], self.size, self.origin, self.iou_most)
 
     def best_first(self) -> Detections:
         """Sorted by falling score; ties keep their order."""

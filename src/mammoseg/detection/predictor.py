@@ -140,7 +140,7 @@ class Detector:
         boxes, scores = boxes[solid], scores[solid]
         best = np.argsort(-scores, kind="stable")[:_MOST_BOXES]
         kept = best[nms(boxes[best], scores[best], nms_iou)]
-        return Detections(boxes[kept], scores[kept].clip(0.0, 1.0), native, f"{size[1]}x{size[0]}")
+        return Detections(boxes[kept], scores[kept].clip(0.0, 1.0), native, f"{size[1]}x{size[0]}", nms_iou)
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from mammoseg.io.atomic import write_atomic
+from mammoseg.io.atomic import hash_file, write_atomic
 
 VARIABLE = "MAMMOSEG_CACHE"
 MOST_BYTES = 2 << 30
@@ -43,8 +43,11 @@ def cache_key(parts: Iterable[str | bytes | Path]) -> str:
     """The hash of texts and of files' contents. Raises OSError where a file cannot be read."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
+        if isinstance(part, Path):
+            digest.update(b"file" + bytes.fromhex(hash_file(part)))
+        else:
+            data = part.encode() if isinstance(part, str) else part
+            digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
 
 
@@ -58,14 +61,15 @@ def read_cached(key: str) -> bytes | None:
         status = path.stat()
         if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
             return None
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            digest, data = file.read(_DIGEST), file.read()  # no second copy of what may be hundreds of MB
     except OSError:
         return None
-    if len(data) <= _DIGEST or hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+    if not data or hashlib.sha256(data).digest() != digest:
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
-    return data[_DIGEST:]
+    return data
 
 
 def write_cached(key: str, data: bytes) -> None:
