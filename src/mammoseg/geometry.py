@@ -143,6 +143,8 @@ def block_means(pixels: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     """
     if step < 2:
         return np.ascontiguousarray(pixels)
+    if step % 2 == 0 and step > 2:  # OpenCV averages 2 × 2 in a fraction of the time of larger blocks
+        return block_means(block_means(pixels, 2), step // 2)
     height, width = pixels.shape[0] // step, pixels.shape[1] // step
     out: NDArray[np.float32] = cv2.resize(
         pixels[: height * step, : width * step], (width, height), interpolation=cv2.INTER_AREA

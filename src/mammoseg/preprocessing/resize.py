@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -80,12 +81,17 @@ def warp_region(pixels: FloatImage, region_box: NDArray[np.float64], transform: 
 
 @dataclass(frozen=True, eq=False)
 class FrameSource:
-    """A measured image of `size` (H, W) that frames are made of: `pixels` f32[h, w], means of `step` × `step` native ones."""
+    """A measured image of `size` (H, W) that frames are made of.
+
+    pixels: f32[h, w], means of `step` × `step` native ones, of the measured region alone; the first lies `origin` (row, column)
+    of them from the image's corner.
+    """
 
     pixels: FloatImage
     step: int
     size: Size
     measured: FrameMeasure
+    origin: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, pixels: FloatImage, measured: FrameMeasure, sizes: Sequence[Size] = (), aspect: Aspect = "keep") -> FrameSource:
@@ -98,7 +104,12 @@ class FrameSource:
         size: Size = (pixels.shape[0], pixels.shape[1])
         scales = [frame_transform(np.asarray(measured.box), s, aspect) for s in sizes]
         step = max(1, int(min((min(1 / t.sx, 1 / t.sy) for t in scales), default=1.0) / 2.5))
-        return cls(block_means(pixels, step), step, size, measured)
+        if step == 1:
+            return cls(np.ascontiguousarray(pixels), step, size, measured)
+        x1, y1, x2, y2 = measured.box
+        top, left = int(max(y1, 0) / step), int(max(x1, 0) / step)
+        region = pixels[top * step : math.ceil(y2 / step) * step, left * step : math.ceil(x2 / step) * step]
+        return cls(block_means(region, step), step, size, measured, (top, left))
 
 
 def network_frame(source: FrameSource, size: Size, aspect: Aspect) -> tuple[FloatImage, Transform]:
@@ -108,6 +119,8 @@ def network_frame(source: FrameSource, size: Size, aspect: Aspect) -> tuple[Floa
     """
     measured, box = source.measured, np.asarray(source.measured.box)
     transform = frame_transform(box, size, aspect)
-    native = Transform(float(source.step), float(source.step), 0.0, 0.0, source.size)
-    image = warp_region(source.pixels, box / source.step, native.then(transform), border=measured.low)
+    top, left = source.origin
+    native = Transform(float(source.step), float(source.step), float(left * source.step), float(top * source.step), source.size)
+    reduced = box / source.step - (left, top, left, top)
+    image = warp_region(source.pixels, reduced, native.then(transform), border=measured.low)
     return normalise(image, measured.low, measured.high), transform
