@@ -171,7 +171,8 @@ def _segmented(
     best = 1 + int(np.lexsort((stats[1:, cv2.CC_STAT_AREA], overlap))[-1])
     if overlap[best - 1] < config.min_box_fraction * max(float(box_area([[x1, y1, x2, y2]])[0]), 1.0):
         return None
-    return _tight(field, filled(labels == best), origin)
+    field, mask, origin = _tight(field, labels == best, origin)
+    return field, filled(mask), origin
 
 
 def _ellipse(box: tuple[float, float, float, float], size: Size) -> tuple[NDArray[np.float32], BoolMask, tuple[int, int]]:

@@ -230,7 +230,7 @@ def _threshold(smooth: FloatImage) -> float | None:
     if background.size < 0.03 * values.size:
         return None
     centre = float(np.median(background))
-    spread = 1.4826 * float(np.median(np.abs(background - centre)))
+    spread = 1.4826 * float(np.median(np.abs(background - centre), overwrite_input=True))
     # Fat near the skin line is far darker than Otsu's threshold: go down towards the background.
     return min(otsu, centre + max(3.0 * spread, 0.004) + 0.25 * (otsu - centre))
 
