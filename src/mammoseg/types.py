@@ -110,7 +110,7 @@ class Detections:
         return cls(np.zeros((0, 4)), np.zeros(0), size, origin)
 
     def select(self, index: NDArray[Any]) -> Detections:
-        """The detections at `index` (integers or booleans), in that order."""
+        """The detections at `index` (integers, each once, or booleans), in that order."""
         return Detections(self.boxes[index], self.scores[index], self.size, self.origin, self.iou_most)
 
     def best_first(self) -> Detections:

@@ -83,8 +83,8 @@ def warp_region(pixels: FloatImage, region_box: NDArray[np.float64], transform: 
 class FrameSource:
     """A measured image of `size` (H, W) that frames are made of.
 
-    pixels: f32[h, w], means of `step` × `step` native ones, of the measured region alone; the first lies `origin` (row, column)
-    of them from the image's corner.
+    pixels: f32[h, w]; the whole image for a `step` of 1, else means of `step` × `step` native pixels, of the measured region
+    alone; the first lies `origin` (row, column) of them from the image's corner.
     """
 
     pixels: FloatImage
