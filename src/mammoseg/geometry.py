@@ -6,6 +6,7 @@ Points are (x, y), boxes `xyxy`, half-open, in pixel edges: (0, 0) is the top-le
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import cv2
@@ -136,20 +137,43 @@ def _fill_outside(out: NDArray[np.float32], m: Transform, source_size: tuple[int
     return out
 
 
-def block_means(pixels: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """The means of `step` × `step` blocks of an f32[H, W] image; itself for a `step` below 2.
+LEAST_LEFT = 1.8
+"""How far an image taken from a level of `Halves` is still to be reduced, so that the blocks' rims hardly show."""
 
-    Up to `step` − 1 rows and columns at the far edges are left out. Much faster than a resize by another factor.
+
+class Halves:
+    """An image f32[H, W] and its reductions: level k holds the means of 2^k × 2^k blocks, each level made when first asked for.
+
+    Averaging by halves is much faster than a resize by another factor, and two parts of the pipeline that need the image smaller
+    share it. Up to 2^k − 1 rows and columns at the far edges are left out of level k. May be shared by threads.
     """
-    if step < 2:
-        return np.ascontiguousarray(pixels)
-    if step % 2 == 0 and step > 2:  # OpenCV averages 2 × 2 in a fraction of the time of larger blocks
-        return block_means(block_means(pixels, 2), step // 2)
-    height, width = pixels.shape[0] // step, pixels.shape[1] // step
-    out: NDArray[np.float32] = cv2.resize(
-        pixels[: height * step, : width * step], (width, height), interpolation=cv2.INTER_AREA
-    )
-    return out
+
+    def __init__(self, pixels: NDArray[np.float32]) -> None:
+        self._levels = [np.ascontiguousarray(pixels)]
+        self._making = threading.Lock()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self._levels[0].shape[0], self._levels[0].shape[1]
+
+    def level(self, k: int) -> NDArray[np.float32]:
+        """f32[H // 2^k, W // 2^k]; one block at least must fit."""
+        with self._making:
+            while len(self._levels) <= k:
+                last = self._levels[-1]
+                height, width = last.shape[0] // 2, last.shape[1] // 2
+                self._levels.append(cv2.resize(last[: height * 2, : width * 2], (width, height), interpolation=cv2.INTER_AREA))
+            return self._levels[k]
+
+    def level_for(self, reduction: float) -> int:
+        """The deepest level from which an image to be reduced by `reduction` is still to be reduced by `LEAST_LEFT` or more.
+
+        >>> [Halves(np.zeros((4000, 3000), np.float32)).level_for(r) for r in (1.0, 3.5, 3.7, 9.0)]
+        [0, 0, 1, 2]
+        """
+        deepest = max(0, int(np.log2(max(1, min(self.size)))))
+        return min(deepest, max(0, int(np.floor(np.log2(max(reduction, 1e-9) / LEAST_LEFT)))))
 
 
 def cxcywh_to_xyxy(boxes: ArrayLike) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mammoseg.geometry import Transform
+from mammoseg.geometry import LEAST_LEFT, Halves, Transform
 from mammoseg.preprocessing.augmentation import AugmentationConfig, change_intensity, draw, visible_boxes
 from mammoseg.preprocessing.intensity import normalise, percentile_range
 from mammoseg.preprocessing.resize import (
@@ -98,10 +98,11 @@ def test_frames_of_an_image_reduced_once_hold_the_means_of_what_they_cover(aspec
     pixels = (pixels - pixels.min()) / np.ptp(pixels)
     measured = FrameMeasure((31.0, 17.0, float(shape[1]), 1590.0), 0.0, 1.0)
     sizes = [(256, 160), (288, 192)]
-    source = FrameSource.of(pixels, measured, sizes, aspect)
-    assert (source.step > 1, source.size) == (True, shape)
+    source = FrameSource.of(pixels, measured)
     for size in sizes:
         image, transform = network_frame(source, size, aspect)
+        assert source.halves.level_for(1 / transform.sy) > 0
+        assert source.size == shape
         exact = _means(pixels, transform, size)
         half = _means(pixels, transform.then(Transform(1.0, 1.0, 0.5, 0.0, size)), size)
         across, down, *_ = transform.boxes([measured.box])[0].round().astype(int) + 2
@@ -110,10 +111,27 @@ def test_frames_of_an_image_reduced_once_hold_the_means_of_what_they_cover(aspec
         np.testing.assert_allclose(image[inner].mean(), exact[inner].mean(), atol=1e-3)
 
 
+def test_a_level_of_halves_holds_the_means_of_its_blocks() -> None:
+    pixels = np.random.default_rng(3).uniform(0, 1, (45, 38)).astype(np.float32)
+    for level in range(4):
+        n = 2**level
+        kept = pixels[: 45 // n * n, : 38 // n * n].astype(np.float64)
+        blocks = kept.reshape(45 // n, n, 38 // n, n).mean(axis=(1, 3))
+        np.testing.assert_allclose(Halves(pixels).level(level), blocks, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", [0.3, 1.0, 3.59, 3.61, 7.3, 50.0, 1e6])
+def test_the_level_for_a_reduction_is_the_deepest_that_leaves_enough_of_it(reduction: float) -> None:
+    level = Halves(np.zeros((45, 38), np.float32)).level_for(reduction)
+    assert level == 0 or reduction / 2**level >= LEAST_LEFT
+    assert reduction / 2 ** (level + 1) < LEAST_LEFT or 38 // 2 ** (level + 1) == 0
+
+
 def test_frames_of_small_images_are_not_reduced_first() -> None:
-    pixels = np.zeros((900, 700), np.float32)
+    pixels = np.random.default_rng(2).uniform(0, 1, (900, 700)).astype(np.float32)
     measured = FrameMeasure((0.0, 0.0, 700.0, 900.0), 0.0, 1.0)
-    assert FrameSource.of(pixels, measured, [(320, 224), (640, 320)]).pixels is pixels
+    image, transform = network_frame(FrameSource.of(pixels, measured), (640, 320), "keep")
+    np.testing.assert_array_equal(image, warp_region(pixels, np.asarray(measured.box), transform).clip(0, 1))
 
 
 def test_percentile_range_of_nothing_or_of_one_grey_is_the_whole_range() -> None:

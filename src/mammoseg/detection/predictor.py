@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.geometry import box_area, clip_boxes, nms
+from mammoseg.geometry import Halves, box_area, clip_boxes, nms
 from mammoseg.preprocessing.resize import FrameConfig, FrameSource, measure, network_frame
 from mammoseg.types import Boxes, Detections, Mammogram, Size
 
@@ -119,7 +119,8 @@ class Detector:
             if height % coarsest or width % coarsest or min(height, width) < coarsest:
                 raise ValueError(f"detect: expected scales whose sides are multiples of {coarsest}, got {width}x{height} (WxH)")
         frame = self.spec.frame
-        source = FrameSource.of(mammogram.pixels, measure(mammogram.pixels, frame), sizes, frame.aspect)
+        halves = Halves(mammogram.pixels)
+        source = FrameSource(halves, measure(halves, frame))
         if self.lanes == 1 or len(sizes) == 1:
             return [self.detect_at(source, size, score_min, nms_iou) for size in sizes]
         with ThreadPoolExecutor(self.lanes) as lanes:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.geometry import block_means
+from mammoseg.geometry import Halves
 from mammoseg.types import BoolMask, FloatImage, Size
 
 WORK_HEIGHT_PX = 512
@@ -93,12 +93,14 @@ def _neighbours(
     return first, np.minimum(first + 1, reduced - 1), (at - first).astype(np.float32)
 
 
-def reduced_mask(pixels: FloatImage) -> BoolMask | None:
+def reduced_mask(pixels: FloatImage | Halves) -> BoolMask | None:
     """The breast in a copy reduced to at most `WORK_HEIGHT_PX`, bool[h, w], or None where it cannot be told."""
-    height, width = pixels.shape
+    halves = pixels if isinstance(pixels, Halves) else Halves(pixels)
+    height, width = halves.size
     scale = min(1.0, WORK_HEIGHT_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(block_means(pixels, int(0.5 / scale)), size, interpolation=cv2.INTER_AREA)
+    level = halves.level(halves.level_for(1 / scale))
+    small = cv2.resize(level, size, interpolation=cv2.INTER_AREA)
     if min(small.shape) < 16:
         return None
     inner = _without_borders(small)

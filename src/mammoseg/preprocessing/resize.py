@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.geometry import Transform, block_means
+from mammoseg.geometry import Halves, Transform
 from mammoseg.preprocessing.breast import box_of, mask_on_grid, reduced_mask
 from mammoseg.preprocessing.intensity import grid_step, normalise, percentiles_on_grid
 from mammoseg.types import FloatImage, Size
@@ -41,11 +39,12 @@ class FrameMeasure:
     high: float
 
 
-def measure(pixels: FloatImage, config: FrameConfig) -> FrameMeasure:
-    """Measures `pixels` f32[H, W] in [0, 1]: where the region lies and between which greys it is."""
-    size = pixels.shape[0], pixels.shape[1]
+def measure(image: FloatImage | Halves, config: FrameConfig) -> FrameMeasure:
+    """Measures an image f32[H, W] in [0, 1]: where the region lies and between which greys it is."""
+    halves = image if isinstance(image, Halves) else Halves(image)
+    size, pixels = halves.size, halves.level(0)
     needs_breast = config.region == "breast" or config.intensity == "percentile"
-    breast = reduced_mask(pixels) if needs_breast else None
+    breast = reduced_mask(halves) if needs_breast else None
     box = box_of(breast if config.region == "breast" else None, size)
     low, high = 0.0, 1.0
     if config.intensity == "percentile":
@@ -81,46 +80,32 @@ def warp_region(pixels: FloatImage, region_box: NDArray[np.float64], transform: 
 
 @dataclass(frozen=True, eq=False)
 class FrameSource:
-    """A measured image of `size` (H, W) that frames are made of.
+    """A measured image that frames are made of, each from the smallest of its `halves` that still is larger than the frame."""
 
-    pixels: f32[h, w]; the whole image for a `step` of 1, else means of `step` × `step` native pixels, of the measured region
-    alone; the first lies `origin` (row, column) of them from the image's corner.
-    """
-
-    pixels: FloatImage
-    step: int
-    size: Size
+    halves: Halves
     measured: FrameMeasure
-    origin: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, pixels: FloatImage, measured: FrameMeasure, sizes: Sequence[Size] = (), aspect: Aspect = "keep") -> FrameSource:
-        """`pixels` f32[H, W] reduced once for frames of all `sizes`, as far as each is still reduced 2.5-fold or more.
+    def of(cls, pixels: FloatImage, measured: FrameMeasure) -> FrameSource:
+        """`pixels` f32[H, W] in [0, 1] and what was measured in it."""
+        return cls(Halves(pixels), measured)
 
-        By whole numbers: averaging twice is averaging once, up to the weights at the rims of a target pixel, and takes a third
-        of the time for five sizes. Up to `step` − 1 rows and columns at the far edges are left out. Without sizes nothing is
-        reduced.
-        """
-        size: Size = (pixels.shape[0], pixels.shape[1])
-        scales = [frame_transform(np.asarray(measured.box), s, aspect) for s in sizes]
-        step = max(1, int(min((min(1 / t.sx, 1 / t.sy) for t in scales), default=1.0) / 2.5))
-        if step == 1:
-            return cls(np.ascontiguousarray(pixels), step, size, measured)
-        x1, y1, x2, y2 = measured.box
-        top, left = int(max(y1, 0) / step), int(max(x1, 0) / step)
-        region = pixels[top * step : math.ceil(y2 / step) * step, left * step : math.ceil(x2 / step) * step]
-        return cls(block_means(region, step), step, size, measured, (top, left))
+    @property
+    def size(self) -> Size:
+        """(H, W) of the image."""
+        return self.halves.size
 
 
 def network_frame(source: FrameSource, size: Size, aspect: Aspect) -> tuple[FloatImage, Transform]:
     """`to_network_frame` of the measured region with its greys mapped from `low`..`high` to 0..1 (clipped); padding is 0.
 
-    The Transform is from native coordinates.
+    The Transform is from native coordinates. An image that is reduced much is taken from one of its halves: averaging twice
+    is averaging once, up to the weights at the rims of a target pixel.
     """
     measured, box = source.measured, np.asarray(source.measured.box)
     transform = frame_transform(box, size, aspect)
-    top, left = source.origin
-    native = Transform(float(source.step), float(source.step), float(left * source.step), float(top * source.step), source.size)
-    reduced = box / source.step - (left, top, left, top)
-    image = warp_region(source.pixels, reduced, native.then(transform), border=measured.low)
+    level = source.halves.level_for(min(1 / transform.sx, 1 / transform.sy))
+    step = float(2**level)
+    native = Transform(step, step, 0.0, 0.0, source.size)
+    image = warp_region(source.halves.level(level), box / step, native.then(transform), border=measured.low)
     return normalise(image, measured.low, measured.high), transform
