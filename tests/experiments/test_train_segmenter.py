@@ -14,11 +14,10 @@ import pytest
 
 from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
-from mammoseg.datasets.coco import write
 from mammoseg.datasets.splits import load_fold, patient_holdout, save_fold
 from mammoseg.errors import ConfigError, TrainingError, UsageError
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig
-from mammoseg.types import Fold, TrueMass
+from mammoseg.types import Fold
 
 torch = pytest.importorskip("torch")
 
@@ -49,8 +48,6 @@ SMALL = SegmenterTrainConfig(
         steps=4, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5, checkpoint_every=2, log_every=1, workers=1
     ),
 )
-
-SEGMENTER = {"arch": "unetpp", "network": SMALL.network}
 
 
 def draw_dataset(folder: Path, n: int = 6) -> Path:
@@ -101,58 +98,6 @@ def test_a_model_directory_says_what_it_was_trained_on(data: Path, trained: tupl
     assert model.record["environment"]["threads"] == torch.get_num_threads()
     assert (model.record["start"], model.record["start_weights"], model.record["ancestors"]) == ("random", None, [])
     build_segmenter(model.config).load_state_dict(model.state)
-
-
-@pytest.fixture(scope="module")
-def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other such images, of which the boxes alone are known."""
-    folder = draw_dataset(tmp_path_factory.mktemp("more") / "boxes", 5)
-    items = read_dataset(folder)
-    bare = [
-        replace(i, annotation=replace(i.annotation, masses=tuple(TrueMass(m.box) for m in i.annotation.masses))) for i in items
-    ]
-    shutil.rmtree(folder / "masks")
-    (folder / "index.csv").unlink()
-    write(folder / "annotations.json", bare)
-    return folder
-
-
-def test_further_masses_known_by_boxes_are_outlined_by_the_start_and_learnt_from(
-    data: Path, trained: tuple[Path, Path], boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The start hardly draws what fits a box after four steps: every outline is taken here, whatever its fit."""
-    monkeypatch.setattr("mammoseg.segmentation.outlines.FIT_LEAST", 0.0)
-    config = replace(SMALL, also_share=0.5)
-    model = load_model(train_segmenter(config, str(data), tmp_path / "run", trained[1], trained[0], also=[(str(boxes), None)]))
-    fold = json.loads(trained[1].read_text())
-    files = {hash_file(data / f) for f in fold["train"]} | {hash_file(boxes / "images" / f"{k}.png") for k in range(5)}
-    assert set(model.record["image_sha256"]) == files
-    assert model.record["datasets"] == ["boxes", "ellipses"]
-    assert [a["dataset"] for a in model.record["also"]] == ["boxes"]
-    assert (model.record["n_regions"], model.record["n_further_regions"]) == (len(fold["train"]), 5)
-    outlines = (tmp_path / "run" / "outlines.json").read_bytes()
-    again = train_segmenter(config, str(data), tmp_path / "run", trained[1], trained[0], True, [(str(boxes), None)])
-    assert load_model(again).record["image_sha256"] == model.record["image_sha256"]
-    assert (tmp_path / "run" / "outlines.json").read_bytes() == outlines
-    with pytest.raises(UsageError, match=r"data\.also"):  # another run
-        train_segmenter(config, str(data), tmp_path / "run", trained[1], trained[0], True)
-
-
-def test_boxes_alone_need_a_network_to_start_from(data: Path, boxes: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="masses without a mask.*--init"):
-        train_segmenter(SMALL, str(data), tmp_path / "run", also=[(str(boxes), None)])
-
-
-def test_the_share_of_further_crops_is_as_set(data: Path) -> None:
-    regions = load_regions(read_dataset(data), SMALL.crop, SMALL.jitter)
-    own, further = regions[:3], regions[3:]
-    for share, least, most in ((0.0, 0, 0), (0.5, 60, 100), (1.0, 160, 160)):
-        task = SegmenterTask(build_segmenter(SEGMENTER), replace(SMALL, also_share=share), own, [], further)
-        drawn = [task._region(0, step, place, 7) for step in range(40) for place in range(4)]
-        assert least <= sum(any(r is f for f in further) for r in drawn) <= most
-        assert drawn == [task._region(0, step, place, 7) for step in range(40) for place in range(4)]
-    with pytest.raises(ConfigError, match="also_share"):
-        replace(SMALL, also_share=1.5)
 
 
 def test_killed_and_resumed_gives_the_same_weights(data: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,8 +39,7 @@ class RecipeConfig:
     holdout, fold_seed: the part of the patients of each data set that is measured and calibrated on. keep_out: patients of the
     films that are on neither side. everything: afterwards the detector learns from the patients held out as well, and that one
     is shipped with the figures, the calibration and the operating points of the first: "anew", by the whole recipe again, or
-    "last_run", by its last run once more, from where that began. segmenter_films: the segmenter learns from the films' training
-    side too, whose masses it outlines itself where they have boxes alone. detector_weights,
+    "last_run", by its last run once more, from where that began. detector_weights,
     segmenter_weights: how parameters are stored. pipeline: settings to ship, where they differ from the defaults.
     """
 
@@ -51,7 +50,6 @@ class RecipeConfig:
     fold_seed: int = 0
     keep_out: tuple[str, ...] = ()
     everything: Literal["", "anew", "last_run"] = ""
-    segmenter_films: bool = False
     detector_weights: WeightType = "float16"
     segmenter_weights: WeightType = "int8"
     pipeline: dict[str, Any] = field(default_factory=dict)
@@ -106,8 +104,7 @@ def build(
     say("1 of 4: training the detector, a part of the patients held out")
     detector = _detector(recipe.parent / config.detector, config, sources, out, whole=False)
     say("2 of 4: training the segmenter")
-    films = [(sources.films, out / "films.json")] if config.segmenter_films else []
-    segmenter = _segmenter(recipe.parent / config.segmenter, sources, out, films)
+    segmenter = _segmenter(recipe.parent / config.segmenter, sources, out)
     say("3 of 4: calibrating and measuring on the patients held out")
     options = partial(
         BundleOptions, detector_weights=config.detector_weights, segmenter_weights=config.segmenter_weights, force=True
@@ -197,7 +194,7 @@ def _detector(path: Path, config: RecipeConfig, sources: Sources, out: Path, who
     return train_detector(settings, sources.films, folder, fold, init, True, [(sources.digital, further)])
 
 
-def _segmenter(path: Path, sources: Sources, out: Path, also: Sequence[tuple[str, Path]]) -> Path:
+def _segmenter(path: Path, sources: Sources, out: Path) -> Path:
     from mammoseg.experiments.train_segmenter import read_settings, train_segmenter
 
     folder = out / "segmenter"
@@ -206,7 +203,7 @@ def _segmenter(path: Path, sources: Sources, out: Path, also: Sequence[tuple[str
     settings = read_settings(path, ())
     if sources.segmenter_start is not None:
         settings = replace(settings, backbone_weights=str(sources.segmenter_start))
-    return train_segmenter(settings, sources.digital, folder, None, None, True, also)
+    return train_segmenter(settings, sources.digital, folder, None, None, True)
 
 
 def _raw(pipeline: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,10 +67,6 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--init", type=_ModelPath(), metavar="MODEL", help=f"Start from it (fine-tuning): {_MODEL}."),
         click.option("--resume", is_flag=True, help="Go on with the run in OUT, to the same curve as if never stopped."),
         click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one setting (may be repeated)."),
-        click.option("--also", multiple=True, metavar="DATASET", help="A further dataset to train on (may be repeated)."),
-        click.option(
-            "--also-fold", multiple=True, type=_FILE, metavar="JSON", help="Its fold, in the order of --also; else all."
-        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -79,6 +75,8 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @train.command("detector")
 @_training_options
+@click.option("--also", multiple=True, metavar="DATASET", help="A further dataset to train on (may be repeated).")
+@click.option("--also-fold", multiple=True, type=_FILE, metavar="JSON", help="Its fold, in the order of --also; else all.")
 def train_detector(**options: Any) -> None:
     """Train a mass detector on images with boxes.
 
@@ -91,9 +89,6 @@ def train_detector(**options: Any) -> None:
 @_training_options
 def train_segmenter(**options: Any) -> None:
     """Train a mass segmenter on images with masks.
-
-    Masses of --also that are known by a box alone are outlined by the network that the run starts from, as far as the outline
-    fits the box.
 
     Writes OUT/model (for `mammoseg bundle make`), checkpoints and the curve (also for TensorBoard).
     """

@@ -44,13 +44,10 @@ class CrossvalConfig:
     fold: SegmenterTrainConfig = field(default_factory=SegmenterTrainConfig)
 
 
-def crossval_segmenter(
-    config: CrossvalConfig, data: str, out: Path, also: Sequence[tuple[str, Path | None]] = ()
-) -> dict[str, Any]:
+def crossval_segmenter(config: CrossvalConfig, data: str, out: Path) -> dict[str, Any]:
     """Trains, tests, writes `out/crossval.json` and returns its content. Run again, it goes on where it was stopped.
 
-    data: spec of a CDD-CESM folder, without options. also: further data sets that every fold learns from, as in
-    `train_segmenter`; masses known by a box alone are outlined by the shared run's network, once for all folds. The result holds every test mass with both Dice scores, their means and
+    data: spec of a CDD-CESM folder, without options. The result holds every test mass with both Dice scores, their means and
     the paired 95% bootstrap interval of the mean difference, patients drawn with replacement; `complete` tells whether all
     folds are in it.
     """
@@ -64,7 +61,7 @@ def crossval_segmenter(
     result: dict[str, Any] = {}
     for number, fold in enumerate(folds, 1):
         sides = _fold(fold.name, set(fold.train) & teaching, set(fold.validation) & tested & teaching)
-        model = _trained(config.fold, data, out / f"fold{number}", sides, started, also)
+        model = _trained(config.fold, data, out / f"fold{number}", sides, started)
         held_out = [item for item in every if item.image_id in tested & set(fold.validation)]
         for row in score_true_crops(model, held_out):
             rows.append(row | {"fold": number})
@@ -79,20 +76,12 @@ def _fold(name: str, train: Any, validation: Any) -> Fold:
     return Fold(name, fold.train, fold.validation, (), content_hash(fold))
 
 
-def _trained(
-    config: SegmenterTrainConfig,
-    data: str,
-    out: Path,
-    fold: Fold,
-    init: Path | None,
-    also: Sequence[tuple[str, Path | None]] = (),
-) -> Path:
+def _trained(config: SegmenterTrainConfig, data: str, out: Path, fold: Fold, init: Path | None) -> Path:
     if (out / "model" / "model.json").is_file():
         return out / "model"
     out.mkdir(parents=True, exist_ok=True)
     save_fold(out / "fold.json", fold)
-    outlines = out.parent / "outlines.json"
-    return train_segmenter(config, data, out, out / "fold.json", init, resume=True, also=also, outlines=outlines)
+    return train_segmenter(config, data, out, out / "fold.json", init, resume=True)
 
 
 def score_true_crops(model_directory: Path, items: Sequence[DatasetItem]) -> list[dict[str, Any]]:

@@ -16,15 +16,7 @@ from mammoseg.config import from_dict, load_toml, to_dict
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import content_hash, load_fold, save_fold, select, whole
 from mammoseg.errors import ConfigError, TrainingError
-from mammoseg.experiments.record import (
-    ancestry,
-    data_identity,
-    file_hashes,
-    learnt_from,
-    outcome,
-    run_identity,
-    with_further,
-)
+from mammoseg.experiments.record import ancestry, data_identity, file_hashes, learnt_from, outcome, run_identity
 from mammoseg.experiments.single_region import never_tested
 from mammoseg.experiments.start import (
     check_place,
@@ -37,11 +29,9 @@ from mammoseg.experiments.start import (
 )
 from mammoseg.preprocessing.crops import CropConfig, JitterConfig, jitter_box, turn
 from mammoseg.reconstruction import ReconstructionConfig
-from mammoseg.runtime.torch_runtime import ModuleNetwork, build
 from mammoseg.segmentation import build_segmenter, network_class, network_config
 from mammoseg.segmentation.losses import SegmentationLossConfig, deep_supervision_loss
-from mammoseg.segmentation.outlines import with_outlines
-from mammoseg.segmentation.predictor import Output, Segmenter, SegmenterSpec, merge_outputs, normalise, read_spec
+from mammoseg.segmentation.predictor import Output, SegmenterSpec, merge_outputs, normalise, read_spec
 from mammoseg.segmentation.regions import Region, load_regions, true_crop
 from mammoseg.segmentation.vgg import load_vgg
 from mammoseg.training.checkpoint import Model, save_model
@@ -59,13 +49,11 @@ class Stage:
     """A run that comes before, and whose model the next one goes on from.
 
     name: of its folder in OUT. patients: "all" of the training side, or those of CDD-CESM alone that cross-validation never
-    tests on. also: whether it learns from the further data sets as well. settings: those that differ from the settings it
-    stands in.
+    tests on. settings: those that differ from the settings it stands in.
     """
 
     name: str
     patients: Literal["all", "never_tested"] = "all"
-    also: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,8 +65,7 @@ class SegmenterTrainConfig:
     `mammoseg.segmentation.NETWORKS`. network: its settings, those that differ from its defaults.
     backbone_weights: safetensors file of torchvision's VGG19 or VGG16 features, "" starts at random. spec: what goes round
     the trained network (its `crop` is replaced by `crop`). jitter: how true boxes are disturbed. symmetries: draw one of the
-    square's eight. validation_crops: at most so many true crops are measured in validation. also_share: which part of the
-    crops, 0 to 1, shows masses of the further data sets (`also` of `train_segmenter`). before: runs that come first, one
+    square's eight. validation_crops: at most so many true crops are measured in validation. before: runs that come first, one
     after the other; `backbone_weights` are the start of the first.
     """
 
@@ -91,7 +78,6 @@ class SegmenterTrainConfig:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
     spec: SegmenterSpec = field(default_factory=SegmenterSpec)
     validation_crops: int = 48
-    also_share: float = 0.5
     before: tuple[Stage, ...] = ()
     training: LoopConfig = field(
         default_factory=lambda: LoopConfig(
@@ -103,8 +89,6 @@ class SegmenterTrainConfig:
         network_config(self.arch, self.network)  # raises ConfigError
         if self.spec.crop not in (CropConfig(), self.crop):
             raise ConfigError("spec.crop: crops of training and inference are the same; set crop alone")
-        if not 0.0 <= self.also_share <= 1.0:
-            raise ConfigError(f"also_share: expected a number from 0 to 1, got {self.also_share}")
         check_run_names([stage.name for stage in self.before])
         check_runs_fit({name: _bound(run) for name, run in (*((s.name, self.of_stage(s)) for s in self.before), ("", self))})
 
@@ -120,18 +104,12 @@ class SegmenterTask:
     """What the training loop asks of segmentation: batches of jittered crops, the loss, Dice on true crops."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: SegmenterTrainConfig,
-        train: Sequence[Region],
-        validation: Sequence[Region] = (),
-        also: Sequence[Region] = (),
+        self, model: nn.Module, config: SegmenterTrainConfig, train: Sequence[Region], validation: Sequence[Region] = ()
     ) -> None:
         self.model = model
         self.config = config
         self.output = output_of(config)
         self.train = list(train)
-        self.also = list(also)
         self.validation = list(validation)[: config.validation_crops]
 
     def sample(self, region: Region, rng: np.random.Generator) -> tuple[FloatImage, BoolMask]:
@@ -144,18 +122,10 @@ class SegmenterTask:
     def batch(self, step: int, places: range, seed: int) -> dict[str, Tensor]:
         """`image` f32[B, C, s, s] and `truth` f32[B, 1, s, s]: the crops at `places` of batch number `step`."""
         indices = batch_indices(len(self.train), step, self.config.training.batch_size, seed)
-        pairs = [self.sample(self._region(indices[k], step, k, seed), generator(seed, step, 0, k)) for k in places]
+        pairs = [self.sample(self.train[indices[k]], generator(seed, step, 0, k)) for k in places]
         images = normalise(np.stack([p[0] for p in pairs]), self.config.spec)
         truth = np.stack([p[1] for p in pairs])[:, None].astype(np.float32)
         return {"image": torch.from_numpy(images), "truth": torch.from_numpy(truth)}
-
-    def _region(self, index: int, step: int, place: int, seed: int) -> Region:
-        """The region at `index`, or with the chance of `also_share` a random one of the further data sets."""
-        if self.also:
-            rng = generator(seed, step, 1, place)
-            if rng.random() < self.config.also_share:
-                return self.also[int(rng.integers(len(self.also)))]
-        return self.train[index]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`loss`, and the hard Dice of the deepest output, averaged over the batch's crops."""
@@ -203,22 +173,15 @@ def train_segmenter(
     fold: Path | None = None,
     init: Path | None = None,
     resume: bool = False,
-    also: Sequence[tuple[str, Path | None]] = (),
-    outlines: Path | None = None,
 ) -> Path:
     """Trains a segmenter and returns its model directory, `out/model`.
 
     data: spec of a data set with masks. fold: file of a fold of it; its train side is learnt from, its validation side
     measured; without one everything is learnt from; `out/fold.json` says which. init: model directory or bundle to start
     from; `config` must have its network, as `read_settings` takes it over. resume: go on with the run in `out`, which must be
-    the same. also: further data sets to learn from, each with a fold of which the train side is taken, or whole; their masses
-    that are known by a box alone are outlined by the network that the run starts from (`segmentation.outlines`). outlines: file
-    to keep those outlines in, `outlines.json` in the run's folder by default. Runs that `config.before` names are made first,
-    each in its folder of `out`. Raises TrainingError, ConfigError or DatasetError.
+    the same. Runs that `config.before` names are made first, each in its folder of `out`. Raises TrainingError, ConfigError or
+    DatasetError.
     """
-    for further, its_fold in also:  # what is missing is found out now, and not after the first run
-        its_items = read_dataset(further)
-        select(its_items, load_fold(its_fold) if its_fold else whole(its_items), "train")
     items = read_dataset(data)
     sides = load_fold(fold) if fold else whole(items)
     if config.before:
@@ -228,9 +191,9 @@ def train_segmenter(
         begins = replace(begins, backbone_weights="") if number else begins
         its_sides = _without_tested(sides, data) if stage.patients == "never_tested" else sides
         log.info("%s: run %d of %d", stage.name, number + 1, len(config.before) + 1)
-        init = _train(begins, (data, items), out / stage.name, its_sides, init, resume, also if stage.also else ())
+        init = _train(begins, (data, items), out / stage.name, its_sides, init, resume)
     last = replace(config, before=(), backbone_weights="") if config.before else config
-    return _train(last, (data, items), out, sides, init, resume, also, outlines)
+    return _train(last, (data, items), out, sides, init, resume)
 
 
 def _train(
@@ -240,8 +203,6 @@ def _train(
     sides: Fold,
     init: Path | None,
     resume: bool,
-    also: Sequence[tuple[str, Path | None]] = (),
-    outlines: Path | None = None,
 ) -> Path:
     """One run. source: the data set's spec and its items."""
     data, items = source
@@ -251,10 +212,7 @@ def _train(
         _check_start(config, start)
     hashes = file_hashes([*chosen, *held_out])
     settings = _settings(config)
-    about_data: dict[str, Any] = dict(data_identity(data, sides, [*chosen, *held_out], hashes))
-    others = [_further(*one) for one in also]
-    if others:
-        about_data["also"] = [other.identity for other in others]
+    about_data = data_identity(data, sides, [*chosen, *held_out], hashes)
     decisive = {k: v for k, v in settings.items() if k not in ("training", "backbone_weights")}
     identity = run_identity(decisive, config.training, about_data, start, config.backbone_weights)
     admit(out, identity, resume)
@@ -263,23 +221,20 @@ def _train(
     if not train:
         raise TrainingError(f"{data}: no mass with a mask to learn from; segmentation needs masks, boxes do not suffice")
     validation = load_regions(held_out, config.crop, config.jitter)
-    further, learnt_further = _outlined(others, start, config, outlines or out / "outlines.json")
     torch.manual_seed(config.training.seed)
     description = {"arch": config.arch, "network": settings["network"]}
     model = build_segmenter(description)
     words = _fill(model, config, start)
-    task = SegmenterTask(model, config, train, validation, further)
+    task = SegmenterTask(model, config, train, validation)
     result = fit(task, config.training, out, resume=resume, identity=identity)
     if result.is_main:
         used = {r.image_id for r in train}
         record = learnt_from(data, sides, [i for i in chosen if i.image_id in used], hashes, start)
-        record = with_further(record, learnt_further)
         record |= (
             ancestry(start, config.backbone_weights)
             | outcome(result)
             | {
                 "n_regions": len(train),
-                "n_further_regions": len(further),
                 "n_patients": len({r.patient_id for r in train}),
                 "start": words,
                 "config": settings,
@@ -289,52 +244,6 @@ def _train(
         save_model(out / "model", "segmenter", result.state, description, settings["spec"], record)
     wait_for_all()
     return out / "model"
-
-
-@dataclass(frozen=True)
-class _Further:
-    """A further data set: its spec, the fold, the items learnt from, their files' hashes, and its identity in the run."""
-
-    data: str
-    fold: Fold
-    items: list[DatasetItem]
-    hashes: dict[str, str]
-    identity: dict[str, str]
-
-
-def _further(data: str, fold: Path | None) -> _Further:
-    items = read_dataset(data)
-    split = load_fold(fold) if fold else whole(items)
-    chosen = select(items, split, "train")
-    hashes = file_hashes(chosen)
-    return _Further(data, split, chosen, hashes, data_identity(data, split, chosen, hashes))
-
-
-def _outlined(
-    others: Sequence[_Further], start: Model | None, config: SegmenterTrainConfig, kept: Path
-) -> tuple[list[Region], list[dict[str, Any]]]:
-    """The regions of the further data sets and a record of each. Masses without a mask are outlined by `start`."""
-    regions: list[Region] = []
-    records = []
-    for number, other in enumerate(others):
-        chosen = other.items
-        if any(mass.mask is None for item in chosen for mass in item.annotation.masses):
-            if start is None:
-                raise TrainingError(
-                    f"{other.data}: it has masses without a mask, which the network that the run starts from would outline; "
-                    "start from a trained segmenter (--init, or a run before), or leave the data set out"
-                )
-            network = ModuleNetwork(build("segmenter", start.config, {k: v.numpy() for k, v in start.state.items()}))
-            segmenter = Segmenter(network, read_spec(start.spec))
-            file = kept if not number else kept.with_name(f"{kept.stem}-{number}{kept.suffix}")
-            made_by = str(start.origin.get("sha256"))
-            chosen, asked, left = with_outlines(chosen, segmenter, made_by, file)
-            log.info("%s: %d of %d masses without a mask were outlined", other.identity["dataset"], asked - left, asked)
-        regions += load_regions(chosen, config.crop, config.jitter)
-        records.append(learnt_from(other.data, other.fold, chosen, other.hashes, None))
-    if others and not regions:
-        raise TrainingError(f"{', '.join(o.data for o in others)}: no mass to learn from beside the first data set")
-    return regions, records
 
 
 def _without_tested(sides: Fold, data: str) -> Fold:
