@@ -144,8 +144,8 @@ LEAST_LEFT = 1.8
 class Halves:
     """An image f32[H, W] and its reductions: level k holds the means of 2^k × 2^k blocks, each level made when first asked for.
 
-    Averaging by halves is much faster than a resize by another factor, and two parts of the pipeline that need the image smaller
-    share it. Up to 2^k − 1 rows and columns at the far edges are left out of level k. May be shared by threads.
+    Averaging by halves is much faster than a resize by another factor, and all that needs the image smaller shares it.
+    Up to 2^k − 1 rows and columns at the far edges are left out of level k. May be shared by threads.
     """
 
     def __init__(self, pixels: NDArray[np.float32]) -> None:
