@@ -126,6 +126,6 @@ def test_a_segmenter_goes_on_from_the_installed_int8_bundle(mine: Path, tmp_path
     assert all(torch.isfinite(v).all() for v in model.state.values())
     assert all(moved[k] > 0 for k in moved if k.endswith("weight")), "a weight got no gradient"
     assert max(d for k, d in moved.items() if "running_" not in k) < 0.02, "it did not start from the installed weights"
-    patients = set(bundle.training["patient_sha256"])
+    patients = set(bundle.training["networks"]["segmenter"]["patient_sha256"])
     assert patients < set(model.record["patient_sha256"])
     assert len(model.record["patient_sha256"]) == len(patients) + 2

@@ -268,14 +268,20 @@ def test_the_published_settings_are_the_defaults() -> None:
 
 def test_the_shipped_recipe_is_the_one_the_bundle_records() -> None:
     config = load_toml(SegmenterTrainConfig, CONFIGS / "segmenter_shipped.toml")
-    shipped = open_bundle().training["networks"]["segmenter"]["config"]
-    last = _settings(config)
-    for group in ("network", "crop", "jitter", "loss", "symmetries"):
-        assert last[group] == shipped[group], group
-    assert config.training == from_dict(LoopConfig, shipped["training"])  # settings that came later have their defaults
-    (stage,) = config.before
-    shared = load_toml(CrossvalConfig, CONFIGS / "segmenter_crossval.toml").shared
-    assert (stage.patients, config.of_stage(stage)) == ("never_tested", shared)
+    record = open_bundle().training["networks"]["segmenter"]
+    shared, true_boxes = config.before
+    recorded = {
+        "last": (config, record["config"]),
+        "before": (config.of_stage(true_boxes), record["ancestors"][-1]["record"]["config"]),
+    }
+    for run, (wanted, shipped) in recorded.items():
+        settings = _settings(wanted)
+        for group in ("network", "crop", "jitter", "loss", "symmetries"):
+            assert settings[group] == shipped[group], (run, group)
+        assert wanted.training == from_dict(LoopConfig, shipped["training"])  # settings that came later have their defaults
+    published = load_toml(CrossvalConfig, CONFIGS / "segmenter_crossval.toml")
+    assert (shared.patients, config.of_stage(shared)) == ("never_tested", published.shared)
+    assert (published.fold.jitter, published.fold.crop) == (config.jitter, config.crop)
 
 
 def test_runs_that_come_before_are_made_first_and_gone_on_from(data: Path, tmp_path: Path) -> None:
