@@ -112,6 +112,25 @@ def test_results_do_not_depend_on_threads_lanes_or_company(tiny_bundle: Path, pr
             assert np.abs(p - q).max() < (1e-5 if precision == "f32" else 2e-2)
 
 
+@pytest.mark.parametrize(("lanes", "expected"), [(1, [1, 3]), (2, [])])
+def test_memory_of_another_number_of_inputs_is_given_back(tiny_bundle: Path, lanes: int, expected: list[int]) -> None:
+    """By one lane alone: of several, another's call may be under way. What is computed stays the same."""
+    settings = RuntimeConfig(threads=2)
+    network = load_network(tiny_bundle, "detector", settings, lanes)
+    compiled, released = network._compiled, []  # type: ignore[attr-defined]
+
+    class Watched:
+        def release_memory(self) -> None:
+            released.append(count)
+            compiled.release_memory()
+
+    network._compiled = Watched()  # type: ignore[attr-defined]
+    for count in (2, 2, 1, 1, 3):
+        fresh = load_network(tiny_bundle, "detector", settings, lanes)(inputs(count))
+        assert all(np.array_equal(a, b) for a, b in zip(network(inputs(count)), fresh, strict=True))
+    assert released == expected
+
+
 def test_auto_is_what_the_processor_has(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n")
