@@ -12,7 +12,7 @@ help:
 	@echo "make test-system  the tests that need the Debian packages listed in .ci/debian-packages"
 	@echo "make lint         format, lint, types and import contracts"
 	@echo "make docs-check   whether the command line reference is up to date"
-	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data)"
+	@echo "make soak         long campaigns: overfitting with the full networks (needs the training data), kills, damaged input"
 	@echo "make bench        how fast this machine is with phantoms, to bench/latest.json; BENCH_ARGS='--sections stages' for a part"
 	@echo "make bench-check  whether the speed-up over PyTorch and ONNX Runtime is still what bench/latest.json says"
 	@echo "make viewer       check, test and build the web viewer (needs node.js 20.19 or newer); its files are in the repository"

@@ -119,7 +119,8 @@ def _published_networks() -> dict[str, dict[str, Any]]:
 class StudyConfig:
     """The whole study.
 
-    pretrain: of the detector on CBIS-DDSM; pretrained: a model directory or bundle (or the word installed) that stands for it.
+    pretrain: of the detector on CBIS-DDSM; pretrained: a model directory or bundle (or the word installed) that stands for it,
+    refused where it was trained on images of the study or on others of their patients, unless `allow_seen`.
     finetune: on each training side of INbreast. fusion: MSF as in Table 5 (λ = 0.6), its per-scale threshold and NMS. lambdas:
     of Table 2. segmenter: what training the segmenters has in common; networks: their names and what differs, in the order of
     Table 4. main: the network that is the method. reconstruction: of masks from crops. one_stage: networks on the whole image.
@@ -141,6 +142,7 @@ class StudyConfig:
         )
     )
     pretrained: str = ""
+    allow_seen: bool = False
     finetune: DetectorTrainConfig = field(default_factory=DetectorTrainConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     lambdas: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7)

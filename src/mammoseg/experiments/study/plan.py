@@ -15,7 +15,7 @@ from mammoseg.datasets import dataset_name, read_dataset
 from mammoseg.datasets.splits import load_fold, save_fold
 from mammoseg.errors import TrainingError, UsageError
 from mammoseg.evaluation.inputs import Pair
-from mammoseg.experiments.study import cost, figures, mended, report, tables
+from mammoseg.experiments.study import cost, figures, mended, report, tables, unseen
 from mammoseg.experiments.study.config import StudyConfig
 from mammoseg.experiments.study.data import fingerprint, prepare, read_prepared, spec_of
 from mammoseg.experiments.study.graph import Graph, Step
@@ -31,6 +31,7 @@ from mammoseg.experiments.study.inference import (
 from mammoseg.experiments.study.one_stage import segment_whole, train_one_stage
 from mammoseg.experiments.study.splits import patient_split, published_split, training_fold
 from mammoseg.experiments.study.store import load, save
+from mammoseg.experiments.study.unseen import check_unseen
 from mammoseg.experiments.train_detector import DetectorTrainConfig, read_settings, train_detector
 from mammoseg.experiments.train_segmenter import train_segmenter
 from mammoseg.fusion import FusionConfig
@@ -125,6 +126,8 @@ def _steps(study: Study) -> Iterator[Step]:
     if pretrained is None and study.cbis_ddsm is not None:
         yield _data(study, "cbis_ddsm", study.cbis_ddsm)
     yield from _pretrain(study, pretrained)
+    if pretrained is not None:
+        yield _unseen(study, pretrained)
     for kind, splits in (("T", study.published), ("M", study.by_patient)):
         for split in splits:
             yield _split(study, split, kind)
@@ -162,6 +165,17 @@ def _pretrained(study: Study) -> Path | None:
     if not path.is_dir():
         raise UsageError(f"pretrained: {named!r} is no folder; name a model directory, a bundle, or the word installed")
     return path
+
+
+def _unseen(study: Study, pretrained: Path) -> Step:
+    allowed = study.config.allow_seen
+
+    def run() -> None:
+        spec = spec_of(study.inbreast, "inbreast", study.config.data)
+        check_unseen(pretrained, spec, study.out / unseen.FILE, allowed)
+
+    settings = {"pretrained": _content_of(pretrained), "allow_seen": allowed}
+    return Step("unseen", run, (unseen.FILE,), needs=("data/inbreast",), settings=settings)
 
 
 def _pretrain(study: Study, pretrained: Path | None) -> Iterator[Step]:
@@ -233,6 +247,7 @@ def _detector(study: Study, split: str) -> Step:
     folder = f"models/detector/{split}"
     pretrained = _pretrained(study)
     before = ("pretrain",) if pretrained is None and study.cbis_ddsm is not None else ()
+    checked = () if pretrained is None else ("unseen",)
 
     def run() -> None:
         save_fold(study.out / folder / "all.json", study.training_side(split))
@@ -247,7 +262,7 @@ def _detector(study: Study, split: str) -> Step:
         f"detector/{split}",
         run,
         (folder,),
-        needs=("data/inbreast", f"split/{split}", *before),
+        needs=("data/inbreast", f"split/{split}", *before, *checked),
         settings=settings,
         cost=lambda: cost.train_detector(going_on(study.config.finetune, pretrained)),
         keeps=TRAINING_LEFTOVERS,

@@ -13,7 +13,7 @@ from mammoseg import __version__
 from mammoseg.bundle import default_bundle
 from mammoseg.datasets import dataset_name, parse_spec
 from mammoseg.datasets.splits import load_fold
-from mammoseg.experiments.study import mended, paper
+from mammoseg.experiments.study import mended, paper, unseen
 from mammoseg.experiments.study.assumptions import INHERENT, assumed, departures
 from mammoseg.experiments.study.config import StudyConfig
 from mammoseg.experiments.study.figures import figure2, figure3, figure4, figure5, figure6, figure7
@@ -85,6 +85,8 @@ def _header(study: Study) -> str:
             '<p class="note">The target data are not INbreast. The paper’s figures are of INbreast: they stand beside ours '
             "for orientation, and no difference between the two says which method is better.</p>"
         )
+    seen = unseen.warning(study.out / unseen.FILE) if study.config.pretrained else ""
+    warning += f'<p class="note">{escape(seen)}</p>' if seen else ""
     return (
         "<header><h1>Two-stage multi-scale breast mass segmentation: the published study, run again</h1>"
         "<p class=sub>Yan, Conze, Quellec, Lamard, Cochener, Coatrieux 2020, Sect. 4 · "
