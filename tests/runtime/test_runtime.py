@@ -120,6 +120,7 @@ INTERRUPTED = """
 import gc, os, signal, sys, time
 from pathlib import Path
 from mammoseg.runtime import RuntimeConfig, load_network
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
 network = load_network(Path(sys.argv[1]), "detector", RuntimeConfig(kind="openvino"))
 if sys.argv[2] == "released":
     del network
