@@ -31,7 +31,6 @@ from mammoseg.experiments.study.inference import (
 from mammoseg.experiments.study.one_stage import segment_whole, train_one_stage
 from mammoseg.experiments.study.splits import patient_split, published_split, training_fold
 from mammoseg.experiments.study.store import load, save
-from mammoseg.experiments.study.unseen import check_unseen
 from mammoseg.experiments.train_detector import DetectorTrainConfig, read_settings, train_detector
 from mammoseg.experiments.train_segmenter import train_segmenter
 from mammoseg.fusion import FusionConfig
@@ -172,7 +171,7 @@ def _unseen(study: Study, pretrained: Path) -> Step:
 
     def run() -> None:
         spec = spec_of(study.inbreast, "inbreast", study.config.data)
-        check_unseen(pretrained, spec, study.out / unseen.FILE, allowed)
+        unseen.check(pretrained, spec, study.out / unseen.FILE, allowed)
 
     settings = {"pretrained": _content_of(pretrained), "allow_seen": allowed}
     return Step("unseen", run, (unseen.FILE,), needs=("data/inbreast",), settings=settings)

@@ -16,7 +16,7 @@ from mammoseg.io.atomic import write_atomic
 FILE = "data/seen.json"
 
 
-def check_unseen(pretrained: Path, dataset: str, file: Path, allowed: bool) -> None:
+def check(pretrained: Path, dataset: str, file: Path, allowed: bool) -> None:
     """Writes to `file` on which images of `dataset` (a spec), or others of their patients, `pretrained` was trained.
 
     pretrained: a model directory or a bundle. Raises UsageError where there is one, unless that is `allowed`.
