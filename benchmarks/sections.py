@@ -115,7 +115,7 @@ def parts(contender: Contender, repeats: int) -> dict[str, float]:
             "breast_region_frames_boxes_nms": lambda: p.detector.detect(m, d.scales or None, d.score_min, fusion.nms_iou),
             "fusion": lambda: fuse(found, fusion),
             "crops": lambda: p.segmenter.segment(m, fused.boxes),
-            "contours": lambda: reconstruct(masks, fused, m, p.config.reconstruction),
+            "contours": lambda: reconstruct(masks, fused, m, p.config.reconstruction, p.detector.lanes),
             "candidates": lambda: candidates(fused, found, fusion, fused.boxes),
             "label_image": lambda: label_image(findings),
         },
@@ -193,27 +193,32 @@ def throughput(folder: Path, images: int) -> dict[str, float]:
     return figures
 
 
-def ray_workers(folder: Path, bundle: Path, images: int) -> dict[str, float]:
-    """Images a second of one and of two Ray workers of one core each, from the first result to the last (640 × 832)."""
+def ray_workers(folder: Path, bundle: Path, images: int, turns: int) -> dict[str, Any]:
+    """Images a second of one and of two Ray workers of one core each, from the first result to the last (640 × 832).
+
+    Medians of so many turns.
+    """
     files = small_files(folder)
     inputs, out = folder / "ray-images", folder / "ray-results"
     shutil.rmtree(inputs, ignore_errors=True)
     inputs.mkdir()
     for i in range(images):
         (inputs / f"{i:04d}.png").hardlink_to(files[i % len(files)])
-    rates = []
-    for workers in (1, 2):
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for workers in (1, 2) * turns:
         arguments = ["segment", str(inputs), "--out", str(out), "--weights", str(bundle), "--formats", "json", "--overwrite"]
         arguments += ["--engine", "ray", "--workers", str(workers), "--set", "runtime.threads=1"]
         command([sys.executable, "-m", "mammoseg.apps.cli", *arguments])
         times = sorted(p.stat().st_mtime for p in out.rglob("findings.json"))
         # The first images of each worker make its kernels; the last ones may be of one worker alone.
         first, last = times[2 * workers], times[-1]
-        rates.append((len(times) - 1 - 2 * workers) / (last - first))
+        rates[workers].append((len(times) - 1 - 2 * workers) / (last - first))
+    one, two = (float(np.median(found)) for found in rates.values())
     return {
-        "one_worker_images_per_s": rates[0],
-        "two_workers_images_per_s": rates[1],
-        "of_twice_one": rates[1] / (2 * rates[0]),
+        "one_worker_images_per_s": one,
+        "two_workers_images_per_s": two,
+        "of_twice_one": two / (2 * one),
+        "by_turn": [b / (2 * a) for a, b in zip(*rates.values(), strict=True)],
     }
 
 

@@ -4,7 +4,7 @@
     detector.onnx          the graph alone; its parameters are named by their torch state_dict keys
     detector.safetensors   the parameters, once: float16, bfloat16, or int8 with scales
     segmenter.onnx, segmenter.safetensors
-    *.int8.xml, *.int8.bin where `mammoseg bundle quantise` made them: the network in INT8, as OpenVINO's IR
+    *.int8.onnx            where `mammoseg bundle quantise` made it: the graph in INT8, of the same parameters
     card.md metrics.json training.json
     SHA256SUMS             of all files above; its own hash identifies the bundle
 
@@ -114,14 +114,14 @@ def open_bundle(directory: Path | str | None = None) -> Bundle:
     return Bundle(path, name, digest, config, training, metrics)
 
 
-def int8_files(directory: Path, network: str) -> tuple[Path, Path]:
-    """Where a bundle holds `network` in INT8: the graph and its values (OpenVINO's IR)."""
-    return directory / f"{network}.int8.xml", directory / f"{network}.int8.bin"
+def graph_file(directory: Path, network: str, int8: bool = False) -> Path:
+    """Where a bundle holds the graph of `network`, or its graph in INT8."""
+    return directory / f"{network}{'.int8' * int8}.onnx"
 
 
 def int8_networks(directory: Path) -> tuple[str, ...]:
     """The networks that the bundle in `directory` holds in INT8 as well."""
-    return tuple(n for n in NETWORKS if int8_files(directory, n)[0].is_file())
+    return tuple(n for n in NETWORKS if graph_file(directory, n, int8=True).is_file())
 
 
 def default_bundle() -> Path:
@@ -146,7 +146,7 @@ def verify(directory: Path) -> None:
         if len(digest) != 64 or not name or "/" in name or "\\" in name:
             raise BundleError(f"{sums}: expected lines of '<sha256>  <file name>', got {line!r}")
         listed[name] = digest
-    int8 = [file.name for network in int8_networks(directory) for file in int8_files(directory, network)]
+    int8 = [graph_file(directory, network, int8=True).name for network in int8_networks(directory)]
     for name in (*REQUIRED, *int8):
         if name not in listed:
             raise BundleError(f"{sums}: {name} is not listed; the bundle is incomplete")

@@ -245,21 +245,26 @@ def nms(boxes: ArrayLike, scores: ArrayLike, iou_max: float) -> NDArray[np.int64
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     x1, y1, x2, y2 = (np.ascontiguousarray(side) for side in b[order].T)
     areas = (x2 - x1) * (y2 - y1)
+
+    def exceeding(some: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+        width = np.minimum(x2[some, None], x2[others]) - np.maximum(x1[some, None], x1[others])
+        height = np.minimum(y2[some, None], y2[others]) - np.maximum(y1[some, None], y1[others])
+        common = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+        found: NDArray[np.bool_] = common > iou_max * (areas[some, None] + areas[others] - common)
+        return found
+
     kept: list[int] = []
     rest = np.arange(len(order))
-    while len(rest):  # a block of the best is compared with all that is left; most boxes go early
-        block = rest[:_NMS_BLOCK]
-        width = np.minimum(x2[block, None], x2[rest]) - np.maximum(x1[block, None], x1[rest])
-        height = np.minimum(y2[block, None], y2[rest]) - np.maximum(y1[block, None], y1[rest])
-        common = np.maximum(width, 0.0) * np.maximum(height, 0.0)
-        exceeds = common > iou_max * (areas[block, None] + areas[rest] - common)  # (block, rest)
-        gone = np.zeros(len(rest), dtype=bool)
-        for i, place in enumerate(block.tolist()):
+    while len(rest):  # the best of a block go on to be compared with all that is left; most boxes go early
+        block, rest = rest[:_NMS_BLOCK], rest[_NMS_BLOCK:]
+        within = exceeding(block, block)
+        gone = np.zeros(len(block), dtype=bool)
+        for i in range(len(block)):
             if not gone[i]:
-                kept.append(place)
-                gone |= exceeds[i]
-        gone[: len(block)] = True
-        rest = rest[~gone]
+                gone[i + 1 :] |= within[i, i + 1 :]
+        best = block[~gone]
+        kept += best.tolist()
+        rest = rest[~exceeding(best, rest).any(axis=0)]
     return np.asarray(order[np.array(kept, dtype=np.int64)])
 
 

@@ -121,7 +121,7 @@ class Pipeline:
             per_scale, found = [Detections.empty(mammogram.size)], boxes.best_first()
             whole = per_scale[0]
         masks = self.segmenter.segment(mammogram, found.boxes)
-        lesions = reconstruct(masks, found, mammogram, self.config.reconstruction)
+        lesions = reconstruct(masks, found, mammogram, self.config.reconstruction, self.detector.lanes)
         shown = candidates(_as_detections(lesions, mammogram.size), per_scale, self.config.fusion, found.boxes, whole)
         return Findings(self._image_info(mammogram), "processed", None, lesions, shown, self.provenance)
 

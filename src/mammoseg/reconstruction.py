@@ -7,7 +7,9 @@ rasterisation (a pixel is inside where its centre is) gives the mask back.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import contourpy
@@ -63,7 +65,7 @@ class _Region:
 
 
 def reconstruct(
-    masks: Sequence[CropMask], detections: Detections, mammogram: Mammogram, config: ReconstructionConfig
+    masks: Sequence[CropMask], detections: Detections, mammogram: Mammogram, config: ReconstructionConfig, lanes: int = 1
 ) -> tuple[Lesion, ...]:
     """The lesions of one image, best score first, ids 1..K, in the native frame.
 
@@ -72,22 +74,25 @@ def reconstruct(
     is missing), the lesion stays, outlined by the ellipse inscribed in its box, and says so: `outline == "ellipse"`. No
     detection is dropped silently: where two lesions share more than half of the smaller they are merged, with
     the box and score of the better; otherwise a pixel belongs to the higher score, the other keeps its largest rest.
-    Sizes in mm honour the spacing of rows and columns; None where spacing is unknown.
+    Sizes in mm honour the spacing of rows and columns; None where spacing is unknown. lanes: lesions at a time.
     Raises ValueError where a mask names no detection or two name the same.
     """
     by_index = {m.index: m for m in masks}
     if len(by_index) < len(masks) or any(not 0 <= i < len(detections) for i in by_index):
         indices = sorted(m.index for m in masks)
         raise ValueError(f"reconstruct: expected at most one mask for each of {len(detections)} detections, got {indices}")
-    regions = []
-    for i in np.argsort(-detections.scores, kind="stable"):
+
+    def region(i: int) -> _Region:
         x1, y1, x2, y2 = (float(v) for v in detections.boxes[i])
-        crop = by_index.get(int(i))
-        found = _segmented(crop, (x1, y1, x2, y2), mammogram.size, config) if crop is not None else None
+        found = _segmented(by_index[i], (x1, y1, x2, y2), mammogram.size, config) if i in by_index else None
         field, mask, origin = found or _ellipse((x1, y1, x2, y2), mammogram.size)
-        regions.append(_Region((x1, y1, x2, y2), float(detections.scores[i]), field, mask, origin, found is not None))
-    shared = _share_pixels(_merge(regions, config.merge_overlap))
-    return tuple(_lesion(k, r, mammogram.spacing_mm, config.simplify_px) for k, r in enumerate(shared, start=1))
+        return _Region((x1, y1, x2, y2), float(detections.scores[i]), field, mask, origin, found is not None)
+
+    with ThreadPoolExecutor(max(1, min(lanes, len(detections)))) as pool:
+        regions = list(pool.map(region, np.argsort(-detections.scores, kind="stable").tolist()))
+        shared = _share_pixels(_merge(regions, config.merge_overlap))
+        lesions = pool.map(lambda k, r: _lesion(k, r, mammogram.spacing_mm, config.simplify_px), itertools.count(1), shared)
+        return tuple(lesions)
 
 
 def native_field(crop: CropMask, size: Size, config: ReconstructionConfig) -> tuple[NDArray[np.float32], tuple[int, int]]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 pytest.importorskip("torch")
 pytest.importorskip("nncf")
@@ -33,8 +33,7 @@ from mammoseg.experiments import gate, quantise
 from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import load, settings_of
 from mammoseg.runtime import RuntimeConfig, load_network
-from mammoseg.runtime.graph import load_filled
-from mammoseg.runtime.openvino_runtime import ov
+from mammoseg.runtime.graph import load_filled, needed_parameters
 from mammoseg.runtime.processor import has_int8
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no INT8")
@@ -53,7 +52,7 @@ except SystemExit as end:
     code = end.code
 print(json.dumps({"code": code, "tried": tried, "telemetry": sys.modules.get("openvino_telemetry") is not None}))
 """
-INT8_FILES = [f"{n}.int8.{e}" for n in b.NETWORKS for e in ("bin", "xml")]
+INT8_FILES = [f"{n}.int8.onnx" for n in b.NETWORKS]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +103,10 @@ def test_the_new_bundle_is_the_old_one_and_the_networks_in_int8(
     assert [new.has_seen(b.hash_file(p)) for p in phantoms(exam)].count(True) == 3
     assert load(folder).provenance["runtime"] == load(tiny_bundle).provenance["runtime"], "it runs otherwise before the gate"
     for name in b.NETWORKS:
-        values = sum(v.size for v in new.state(name).values())
-        assert b.int8_files(folder, name)[1].stat().st_size < 1.5 * values, "the parameters are not in 8 bits"
+        graph = onnx.load_model_from_string(b.graph_file(folder, name, int8=True).read_bytes())
+        assert all(len(i.dims) <= 1 for i in graph.graph.initializer), "ranges alone are stored, and no weights"
+        whole = onnx.load_model_from_string(b.graph_file(folder, name).read_bytes())
+        assert set(needed_parameters(graph)) == set(needed_parameters(whole)), "the parameters are those of the bundle"
 
 
 def executed(network: Any) -> Counter[str]:
@@ -172,8 +173,7 @@ def test_the_gate_settles_int8_network_by_network(
         for kernel in model.graph.initializer:
             if name == ruined and len(kernel.dims) == 4:
                 kernel.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(kernel), kernel.name))
-        converted = ov.Core().read_model(model.SerializeToString())
-        ov.save_model(converted, str(b.int8_files(folder, name)[0]), compress_to_fp16=False)
+        b.graph_file(folder, name, int8=True).write_bytes(model.SerializeToString())
     b.write_sums(folder)
     monkeypatch.setattr(gate, "MASSES_LEAST", 1)
     done = CliRunner().invoke(cli, ["bundle", "check", str(folder), "--data", f"phantom:{exam}", "--store", "--most", "1"])
@@ -239,13 +239,11 @@ def test_what_rounding_harms_stays_in_floating_point() -> None:
     learnt[identity == 1] = 0
     assert np.abs(learnt).max() < 1 / 127 / 2, "all of that is rounded away"
     assert quantise.rounding(learnt + 0) < quantise.ROUNDING_MOST, "and would not be by itself"
-    x = ov.opset13.parameter([-1, 64, -1, -1], np.float32)
-    nodes = x
-    for name, weights in (("usual", usual), ("identity", identity * np.where(identity == 1, 1, 5))):
-        kernel = ov.opset13.constant(weights.reshape(64, 64, 3, 3).astype(np.float32))
-        nodes = ov.opset13.convolution(nodes, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
-        nodes.set_friendly_name(name)
-    assert quantise._harmed_by_rounding(ov.Model([nodes], [x])) == (["identity"], 2)
+    harmed = identity * np.where(identity == 1, 1, 5).astype(np.float32)
+    kernels = {"usual": usual, "identity": harmed}
+    nodes = [helper.make_node("Conv", [f"x{k}", name], [f"x{k + 1}"], name) for k, name in enumerate(kernels)]
+    stored = [numpy_helper.from_array(w.reshape(64, 64, 3, 3), name) for name, w in kernels.items()]
+    assert quantise._harmed_by_rounding(helper.make_model(helper.make_graph(nodes, "g", [], [], stored))) == (["identity"], 2)
 
 
 def changed(bundle: Path, folder: Path, **runtime: Any) -> Path:
@@ -293,8 +291,8 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
 def test_an_int8_file_that_no_sum_vouches_for_is_refused(quantised: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(quantised[0], tmp_path / "bundle"))
     lines = (folder / b.SUMS).read_text().splitlines(keepends=True)
-    (folder / b.SUMS).write_text("".join(line for line in lines if "segmenter.int8.xml" not in line))
-    with pytest.raises(BundleError, match=r"segmenter\.int8\.xml is not listed"):
+    (folder / b.SUMS).write_text("".join(line for line in lines if "segmenter.int8.onnx" not in line))
+    with pytest.raises(BundleError, match=r"segmenter\.int8\.onnx is not listed"):
         b.open_bundle(folder)
 
 

@@ -13,7 +13,7 @@ import click
 
 from mammoseg.apps.fold import fold_options
 from mammoseg.apps.out_folder import held_beside
-from mammoseg.bundle import NETWORKS, int8_files
+from mammoseg.bundle import NETWORKS
 from mammoseg.datasets import read_dataset
 from mammoseg.datasets.splits import read_side
 from mammoseg.errors import BundleError, ConfigError, DatasetError, UsageError
@@ -157,8 +157,8 @@ def quantise(bundle: Path, data: str, out: Path, most: int, networks: tuple[str,
     The new bundle runs as BUNDLE does until `mammoseg bundle check --store`, on other images, has found that INT8 gives what
     fp32 torch gives; --set runtime.precision=int8 uses it all the same.
     """
-    if importlib.util.find_spec("nncf") is None:
-        raise ConfigError("INT8 needs nncf, which is not installed: pip install 'mammoseg[quantise]'")
+    if importlib.util.find_spec("nncf") is None or importlib.util.find_spec("onnxruntime") is None:
+        raise ConfigError("INT8 needs nncf and onnxruntime, which are not both installed: pip install 'mammoseg[quantise]'")
     from mammoseg.experiments.quantise import quantise_bundle
 
     if out.resolve().is_relative_to(bundle.resolve()):
@@ -167,7 +167,6 @@ def quantise(bundle: Path, data: str, out: Path, most: int, networks: tuple[str,
     with held_beside(out):
         made = quantise_bundle(bundle, items, data, out, networks or NETWORKS)
     for name, of_network in made.metrics["int8"]["networks"].items():
-        size = sum(file.stat().st_size for file in int8_files(out, name)) / 1e6
         kept = f"{of_network['in_floating_point']} of {of_network['convolutions']} convolutions in floating point"
-        click.echo(f"{name}: {size:.1f} MB, {kept}; ranges from {of_network['inputs']} inputs")
+        click.echo(f"{name}: {kept}; ranges from {of_network['inputs']} inputs")
     click.echo(f"{out}: sha256 {made.sha256}; now run mammoseg bundle check {out} --data DATASET --store")

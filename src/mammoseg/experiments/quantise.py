@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
 import json
 import logging
 import shutil
@@ -19,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
-from mammoseg.bundle import NETWORKS, Bundle, hash_file, hash_patient, int8_files, open_bundle, write_sums
+from mammoseg.bundle import NETWORKS, Bundle, graph_file, hash_file, hash_patient, open_bundle, write_sums
 from mammoseg.datasets import dataset_name
 from mammoseg.datasets.images import load_item
 from mammoseg.errors import BundleError, UsageError
 from mammoseg.pipeline import Pipeline, load, settings_of
 from mammoseg.runtime import Network, RuntimeConfig
-from mammoseg.runtime.graph import load_filled
-from mammoseg.runtime.openvino_runtime import no_telemetry, ov
+from mammoseg.runtime.graph import load_filled, strip_parameters
+from mammoseg.runtime.openvino_runtime import no_telemetry
 from mammoseg.types import DatasetItem
 
 ROUNDING_MOST = 0.02
@@ -113,20 +114,21 @@ def record_inputs(bundle: Bundle, items: Sequence[DatasetItem]) -> dict[str, Inp
 
 
 def quantise_network(directory: Path, network: str, inputs: Inputs, out: Path) -> dict[str, Any]:
-    """Writes `network` of the bundle in `directory` in INT8 into the folder `out`, calibrated on `inputs`.
+    """Writes the graph of `network` of the bundle in `directory` in INT8 into the folder `out`, calibrated on `inputs`.
 
-    Returns, JSON-able, how many convolutions there are and how many stay in floating point.
+    The graph holds ranges alone: the parameters it rounds are those of the bundle. Returns, JSON-able, how many convolutions
+    there are and how many stay in floating point.
     """
     with no_telemetry(), contextlib.redirect_stdout(sys.stderr):  # it shows its progress where results belong
         import nncf
 
         nncf.set_log_level(logging.WARNING)  # else it names every layer left out
-        # With batch normalisation folded, as the runtime folds it: else its scales would not be rounded with the weights.
-        model = ov.convert_model(io.BytesIO(load_filled(directory, network)))
+        model = onnx.load_model_from_string(load_filled(directory, network))
         kept, convolutions = _harmed_by_rounding(model)
+        name = model.graph.input[0].name
         quantised = nncf.quantize(
             model,
-            nncf.Dataset(inputs),
+            nncf.Dataset([{name: x} for x in inputs]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(inputs),
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
@@ -136,19 +138,45 @@ def quantise_network(directory: Path, network: str, inputs: Inputs, out: Path) -
                 disable_bias_correction=True,
             ),
         )
-    ov.save_model(quantised, str(int8_files(out, network)[0]), compress_to_fp16=True)
+    graph = strip_parameters(round_from_parameters(quantised, model), {i.name for i in model.graph.initializer})
+    graph_file(out, network, int8=True).write_bytes(graph.SerializeToString(deterministic=True))
     return {"inputs": len(inputs), "convolutions": convolutions, "in_floating_point": len(kept)}
 
 
-def _harmed_by_rounding(model: Any) -> tuple[list[str], int]:
+def round_from_parameters(quantised: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """`quantised` with its 8-bit parameters computed from those of `model`, by a QuantizeLinear each, in place of stored.
+
+    Raises BundleError where they are not what that gives.
+    """
+    parameters = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    stored = {i.name: numpy_helper.to_array(i) for i in quantised.graph.initializer}
+    before = {node.name: node for node in model.graph.node}
+    back = {node.output[0]: node for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
+    rounded = {}
+    for node in quantised.graph.node:
+        old = before.get(node.name)
+        for parameter, name in zip(old.input, node.input, strict=True) if old is not None else ():
+            if parameter in parameters and name in back and back[name].input[0] in stored:
+                codes, scale, zero = back[name].input
+                axis = next((a.i for a in back[name].attribute if a.name == "axis"), 1)
+                along = [-1 if k == axis else 1 for k in range(parameters[parameter].ndim)] if stored[scale].size > 1 else ()
+                steps = np.rint(parameters[parameter] / stored[scale].reshape(along)) + stored[zero].reshape(along)
+                least, most = np.iinfo(stored[codes].dtype).min, np.iinfo(stored[codes].dtype).max
+                if not np.array_equal(np.clip(steps, least, most), stored[codes]):
+                    raise BundleError(f"{parameter}: its codes in 8 bits are not the parameter rounded; use another nncf")
+                rounded[codes] = helper.make_node("QuantizeLinear", [parameter, scale, zero], [codes], codes, axis=axis)
+    out = strip_parameters(quantised, set(rounded))
+    nodes = [*rounded.values(), *out.graph.node]
+    del out.graph.node[:]
+    out.graph.node.extend(nodes)
+    return out
+
+
+def _harmed_by_rounding(model: onnx.ModelProto) -> tuple[list[str], int]:
     """Names of the convolutions that stay in floating point, and the number of all."""
-    found = {}
-    for node in model.get_ordered_ops():
-        groups = {"Convolution": 1, "GroupConvolution": 2}.get(node.get_type_name())
-        if groups is not None:
-            weights = node.input_value(1).get_node().data
-            channels = int(np.prod(weights.shape[:groups]))
-            found[node.get_friendly_name()] = rounding(weights.reshape(channels, -1))
+    parameters = {i.name: i for i in model.graph.initializer}
+    weights = {n.name: numpy_helper.to_array(parameters[n.input[1]]) for n in model.graph.node if n.op_type == "Conv"}
+    found = {name: rounding(w.reshape(len(w), -1)) for name, w in weights.items()}
     return [name for name, off in found.items() if off > ROUNDING_MOST], len(found)
 
 

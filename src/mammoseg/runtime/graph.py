@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from mammoseg.bundle import load_weights
+from mammoseg.bundle import graph_file, load_weights
 from mammoseg.errors import BundleError
 
 
@@ -42,9 +42,12 @@ def fill_parameters(model: onnx.ModelProto, state: Mapping[str, NDArray[Any]], w
     return model
 
 
-def load_filled(directory: Path, name: str) -> bytes:
-    """The complete ONNX model of network `name` of a bundle, serialised, parameters as float32."""
-    path = directory / f"{name}.onnx"
+def load_filled(directory: Path, name: str, int8: bool = False) -> bytes:
+    """The complete ONNX model of network `name` of a bundle, serialised, parameters as float32.
+
+    int8: with the graph that rounds them, and what is computed from them, to 8 bits.
+    """
+    path = graph_file(directory, name, int8)
     if not path.is_file():
         raise BundleError(f"{path} is missing; get the bundle again")
     try:

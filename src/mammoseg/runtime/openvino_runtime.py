@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mammoseg.bundle import int8_files, int8_networks
+from mammoseg.bundle import graph_file, int8_networks
 from mammoseg.errors import BundleError
 from mammoseg.runtime import RuntimeConfig, check_input
 from mammoseg.runtime.compiled_cache import cache_folder, cache_key, read_cached, write_cached
@@ -144,7 +144,7 @@ def _compiled(directory: Path, name: str, int8: bool, device: str, options: dict
     core = ov.Core()
     key = None
     if cache_folder() is not None:
-        files = int8_files(directory, name) if int8 else (directory / f"{name}.onnx", directory / f"{name}.safetensors")
+        files = graph_file(directory, name, int8), directory / f"{name}.safetensors"
         if all(f.is_file() for f in files):
             key = cache_key([str(ov.__version__), describe_processor(), device, repr(sorted(options.items())), *files])
             kept = read_cached(key)
@@ -152,13 +152,9 @@ def _compiled(directory: Path, name: str, int8: bool, device: str, options: dict
                 # Damaged where the sum cannot tell, or made by a build of OpenVINO with the same version: made again below.
                 with contextlib.suppress(RuntimeError):
                     return core.import_model(io.BytesIO(kept), device, options)
-    if int8:
-        model = core.read_model(*int8_files(directory, name))
-    else:
-        from mammoseg.runtime.graph import load_filled  # brings onnx, which a network from the cache can do without
+    from mammoseg.runtime.graph import load_filled  # brings onnx, which a network from the cache can do without
 
-        model = core.read_model(load_filled(directory, name))
-    compiled = core.compile_model(model, device, options)
+    compiled = core.compile_model(core.read_model(load_filled(directory, name, int8)), device, options)
     if key is not None:
         exported = compiled.export_model()
         write_cached(key, exported if isinstance(exported, bytes) else exported.getvalue())
