@@ -59,6 +59,7 @@ def contest(bundle: Path, threads: int, repeats: int, random: bool) -> dict[str,
         "seconds": seconds,
         "ratios": {"torch_f32": best_torch / ours, "onnxruntime_f32": seconds["onnxruntime_f32"] / ours},
         "precision": contenders[OURS].precisions,
+        "turns": repeats,
     }
 
 

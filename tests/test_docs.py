@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mammoseg.bundle import default_bundle, open_bundle
+from mammoseg.bundle import default_bundle, graph_file, open_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -64,7 +64,9 @@ def test_the_installed_weights_are_complete_and_small() -> None:
     bundle = open_bundle(default_bundle())
     assert bundle.directory.is_relative_to(REPOSITORY / "src")
     sizes = {f.name: f.stat().st_size for f in bundle.directory.iterdir() if f.suffix in (".onnx", ".safetensors")}
-    assert set(sizes) == {f"{n}.{e}" for n in ("detector", "segmenter") for e in ("onnx", "safetensors")}
+    in_int8 = {graph_file(bundle.directory, n, int8=True).name for n in bundle.int8_networks}
+    assert set(sizes) == {f"{n}.{e}" for n in ("detector", "segmenter") for e in ("onnx", "safetensors")} | in_int8
+    assert all(sizes[name] < 200e3 for name in in_int8)
     assert sum(sizes.values()) <= 100e6
     assert max(sizes.values()) <= 50e6
     assert len(bundle.training["image_sha256"]) > 0

@@ -209,6 +209,24 @@ def test_random_crowds_keep_the_overlap_rule():
             assert dice(full(x, size), rasterise(x.contour_xy, size)) >= 0.99 or x.area_px < 60
 
 
+def test_several_lesions_at_a_time_are_those_of_one_at_a_time():
+    rng, size = np.random.default_rng(3), (300, 300)
+    for _ in range(5):
+        centres, radii = rng.uniform(40, 260, (12, 2)), rng.uniform(5, 40, 12)
+        boxes = np.concatenate([centres - 1.4 * radii[:, None], centres + 1.4 * radii[:, None]], axis=1)
+        crops = [
+            crop_of(disc(*c, r), box, (64, 64), i) for i, (c, r, box) in enumerate(zip(centres, radii, boxes, strict=True))
+        ]
+        found = Detections(boxes, rng.random(12).round(1), size)
+        one, many = (reconstruct(crops[:-2], found, image(size, (0.1, 0.2)), CONFIG, lanes) for lanes in (1, 5))
+        assert len(one) == len(many) > 3
+        for a, b in zip(one, many, strict=True):
+            assert np.array_equal(a.mask, b.mask)
+            assert np.array_equal(a.contour_xy, b.contour_xy)
+            for name in ("id", "box", "score", "origin_px", "area_mm2", "long_axis_mm", "short_axis_mm", "outline"):
+                assert getattr(a, name) == getattr(b, name)
+
+
 def test_sizes_in_mm_honour_row_and_column_spacing():
     size, box = (600, 500), (100.0, 100, 400, 400)
     for spacing in [(0.05, 0.05), (0.2, 0.1), (0.07, 0.14)]:

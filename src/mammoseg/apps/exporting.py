@@ -166,7 +166,8 @@ def quantise(bundle: Path, data: str, out: Path, most: int, networks: tuple[str,
     items = _spread(data, most, **options)
     with held_beside(out):
         made = quantise_bundle(bundle, items, data, out, networks or NETWORKS)
-    for name, of_network in made.metrics["int8"]["networks"].items():
+    for name in networks or NETWORKS:
+        of_network = made.metrics["int8"][name]
         kept = f"{of_network['in_floating_point']} of {of_network['convolutions']} convolutions in floating point"
         click.echo(f"{name}: {kept}; ranges from {of_network['inputs']} inputs")
     click.echo(f"{out}: sha256 {made.sha256}; now run mammoseg bundle check {out} --data DATASET --store")

@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from mammoseg.bundle import NETWORKS, Bundle, graph_file, hash_file, hash_patient, open_bundle, write_sums
+from mammoseg.config import to_dict
 from mammoseg.datasets import dataset_name
 from mammoseg.datasets.images import load_item
 from mammoseg.errors import BundleError, UsageError
 from mammoseg.pipeline import Pipeline, load, settings_of
 from mammoseg.runtime import Network, RuntimeConfig
-from mammoseg.runtime.graph import load_filled, strip_parameters
+from mammoseg.runtime.graph import load_filled, needed_parameters, strip_parameters
 from mammoseg.runtime.openvino_runtime import no_telemetry
 from mammoseg.types import DatasetItem
 
@@ -46,7 +47,7 @@ class _Recorder:
     """A network that keeps what it is given."""
 
     def __init__(self, network: Network) -> None:
-        self._network, self.lanes = network, network.lanes
+        self._network, self.lanes = network, 1  # in an order that does not change
         self.inputs: Inputs = []
 
     def __call__(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -60,17 +61,14 @@ def quantise_bundle(
     """Writes a copy of bundle `directory` to `out` that holds `networks` in INT8 too; runs as before until the gate passed.
 
     items: images of the data set `data`, on which the pipeline is run; their masses are delineated as well. The images count as
-    trained on from then on. Raises UsageError where `out` is not empty or the bundle runs by something other than OpenVINO,
-    BundleError where it has networks in INT8 already or no mass is found or marked for the segmenter, and ImageError.
+    trained on from then on. A network that it holds in INT8 already is quantised anew.
+    Raises UsageError where `out` is not empty or the bundle runs by something other than OpenVINO, BundleError where no mass is
+    found or marked for the segmenter, and ImageError.
     """
     opened = open_bundle(directory)
     kind = settings_of(opened).runtime.kind
     if kind != "openvino":
         raise UsageError(f"{directory}: expected a bundle that runs by openvino, which INT8 needs; its runtime.kind is {kind}")
-    if opened.int8_networks:
-        raise BundleError(
-            f"{directory} holds {' and '.join(opened.int8_networks)} in INT8: start from the bundle it was made of"
-        )
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; name another folder for the bundle")
     inputs = record_inputs(opened, items)
@@ -86,9 +84,10 @@ def quantise_bundle(
     try:
         shutil.copytree(opened.directory, building)
         made = {network: quantise_network(opened.directory, network, inputs[network], building) for network in networks}
-        version = importlib.metadata.version("nncf")
-        record = {"dataset": dataset_name(data), "images": len(items), "made_with": f"nncf {version}", "networks": made}
-        _write_json(building / "metrics.json", {**opened.metrics, "int8": record})
+        how = {"dataset": dataset_name(data), "images": len(items), "made_with": f"nncf {importlib.metadata.version('nncf')}"}
+        record = {network: {**how, **of_network} for network, of_network in made.items()}
+        _write_json(building / "metrics.json", {**opened.metrics, "int8": {**opened.metrics.get("int8", {}), **record}})
+        _forget_gate(opened, networks, building)
         _write_json(building / "training.json", _with_seen(opened.training, items, data))
         write_sums(building)
         if target.exists():
@@ -99,13 +98,22 @@ def quantise_bundle(
     return open_bundle(out)
 
 
+def _forget_gate(bundle: Bundle, networks: Sequence[str], building: Path) -> None:
+    """Takes `networks` out of those that run in INT8, in the config.json of `building`: no gate has looked at them yet."""
+    runtime = settings_of(bundle).runtime
+    passed = tuple(n for n in runtime.int8_networks if n in bundle.int8_networks and n not in networks)
+    if passed != runtime.int8_networks:
+        pipeline = {**bundle.config["pipeline"], "runtime": to_dict(replace(runtime, int8_networks=passed))}
+        _write_json(building / "config.json", {**bundle.config, "pipeline": pipeline})
+
+
 def record_inputs(bundle: Bundle, items: Sequence[DatasetItem]) -> dict[str, Inputs]:
     """What the bundle's pipeline, in float32, gives its networks on `items`: frames of all scales, batches of crops."""
     settings = settings_of(bundle)
     runtime = RuntimeConfig(threads=settings.runtime.threads)
     pipeline: Pipeline = load(bundle.directory, config=replace(settings, runtime=runtime))
     detector, segmenter = _Recorder(pipeline.detector.network), _Recorder(pipeline.segmenter.network)  # type: ignore[arg-type]
-    pipeline.detector.network, pipeline.segmenter.network = detector, segmenter
+    pipeline.detector.network, pipeline.segmenter.network, pipeline.detector.lanes = detector, segmenter, 1
     for item in items:
         mammogram = load_item(item)
         pipeline.analyze(mammogram)
@@ -121,6 +129,7 @@ def quantise_network(directory: Path, network: str, inputs: Inputs, out: Path) -
     """
     with no_telemetry(), contextlib.redirect_stdout(sys.stderr):  # it shows its progress where results belong
         import nncf
+        from nncf.onnx.quantization.backend_parameters import BackendParameters
 
         nncf.set_log_level(logging.WARNING)  # else it names every layer left out
         model = onnx.load_model_from_string(load_filled(directory, network))
@@ -136,46 +145,24 @@ def quantise_network(directory: Path, network: str, inputs: Inputs, out: Path) -
                 overflow_fix=nncf.OverflowFix.DISABLE,  # of processors without VNNI, which do not use it
                 # It does more harm than good: Dice of the shipped segmenter's masks with float32's 0.988, 0.997 without it.
                 disable_bias_correction=True,
+                backend_params={BackendParameters.COMPRESS_WEIGHTS: False},  # parameters stay what they are
             ),
         )
-    graph = strip_parameters(round_from_parameters(quantised, model), {i.name for i in model.graph.initializer})
+    parameters = needed_parameters(onnx.load_model_from_string(graph_file(directory, network).read_bytes()))
+    graph = strip_parameters(quantised, set(parameters))
+    if set(needed_parameters(graph)) != set(parameters):
+        raise BundleError(
+            f"{network}: its graph in INT8 does not read the parameters that it reads in float32; use another nncf"
+        )
     graph_file(out, network, int8=True).write_bytes(graph.SerializeToString(deterministic=True))
     return {"inputs": len(inputs), "convolutions": convolutions, "in_floating_point": len(kept)}
 
 
-def round_from_parameters(quantised: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
-    """`quantised` with its 8-bit parameters computed from those of `model`, by a QuantizeLinear each, in place of stored.
-
-    Raises BundleError where they are not what that gives.
-    """
-    parameters = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    stored = {i.name: numpy_helper.to_array(i) for i in quantised.graph.initializer}
-    before = {node.name: node for node in model.graph.node}
-    back = {node.output[0]: node for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
-    rounded = {}
-    for node in quantised.graph.node:
-        old = before.get(node.name)
-        for parameter, name in zip(old.input, node.input, strict=True) if old is not None else ():
-            if parameter in parameters and name in back and back[name].input[0] in stored:
-                codes, scale, zero = back[name].input
-                axis = next((a.i for a in back[name].attribute if a.name == "axis"), 1)
-                along = [-1 if k == axis else 1 for k in range(parameters[parameter].ndim)] if stored[scale].size > 1 else ()
-                steps = np.rint(parameters[parameter] / stored[scale].reshape(along)) + stored[zero].reshape(along)
-                least, most = np.iinfo(stored[codes].dtype).min, np.iinfo(stored[codes].dtype).max
-                if not np.array_equal(np.clip(steps, least, most), stored[codes]):
-                    raise BundleError(f"{parameter}: its codes in 8 bits are not the parameter rounded; use another nncf")
-                rounded[codes] = helper.make_node("QuantizeLinear", [parameter, scale, zero], [codes], codes, axis=axis)
-    out = strip_parameters(quantised, set(rounded))
-    nodes = [*rounded.values(), *out.graph.node]
-    del out.graph.node[:]
-    out.graph.node.extend(nodes)
-    return out
-
-
 def _harmed_by_rounding(model: onnx.ModelProto) -> tuple[list[str], int]:
     """Names of the convolutions that stay in floating point, and the number of all."""
-    parameters = {i.name: i for i in model.graph.initializer}
-    weights = {n.name: numpy_helper.to_array(parameters[n.input[1]]) for n in model.graph.node if n.op_type == "Conv"}
+    stored = {i.name: i for i in model.graph.initializer}
+    kernels = {n.name: stored[n.input[1]] for n in model.graph.node if n.op_type == "Conv" and n.input[1] in stored}
+    weights = {name: numpy_helper.to_array(kernel) for name, kernel in kernels.items()}
     found = {name: rounding(w.reshape(len(w), -1)) for name, w in weights.items()}
     return [name for name, off in found.items() if off > ROUNDING_MOST], len(found)
 

@@ -45,7 +45,7 @@ def fill_parameters(model: onnx.ModelProto, state: Mapping[str, NDArray[Any]], w
 def load_filled(directory: Path, name: str, int8: bool = False) -> bytes:
     """The complete ONNX model of network `name` of a bundle, serialised, parameters as float32.
 
-    int8: with the graph that rounds them, and what is computed from them, to 8 bits.
+    int8: its graph in INT8, in which the parameters are rounded to 8 bits, and what is computed from them.
     """
     path = graph_file(directory, name, int8)
     if not path.is_file():
