@@ -36,7 +36,7 @@ def measure(names: tuple[str, ...], folder: Path, repeats: int, images: int, bun
     """
     from benchmarks import sections
     from benchmarks.bundles import published, shipped
-    from benchmarks.int8 import int8
+    from benchmarks.int8 import int8, quantised
     from benchmarks.work import matmul_rate
 
     bundles = {"shipped": bundle or shipped(), "published": published(folder)}
@@ -47,7 +47,9 @@ def measure(names: tuple[str, ...], folder: Path, repeats: int, images: int, bun
     per_bundle = {
         "stages": lambda name, path: sections.stages(path, threads, repeats, name != "shipped", rates),
         "int8": lambda name, path: int8(path, folder, threads, repeats, rates),
-        "contest": lambda name, path: sections.contest(path, threads, turns[name], name != "shipped"),
+        "contest": lambda name, path: sections.contest(
+            path, threads, turns[name], name != "shipped", quantised(path, folder)[0] if name != "shipped" else None
+        ),
     }
     single = {
         "decoding": lambda: sections.decoding(folder, repeats),

@@ -26,6 +26,8 @@ RUNTIMES = {
     "torch_f32_nchw": ("runtime.kind=torch", "runtime.precision=f32"),
     "torch_f32_channels_last": ("runtime.kind=torch", "runtime.precision=f32"),
 }
+INT8 = "openvino_int8"  # of a bundle that holds both networks so, gate or no gate
+RUNTIMES_OF_INT8 = {INT8: ("runtime.kind=openvino", "runtime.precision=int8")}
 RIVALS = ("onnxruntime_f32", "torch_f32_nchw", "torch_f32_channels_last")
 
 
@@ -71,10 +73,10 @@ class Recorded:
 
 
 class Contender:
-    """bundle: a directory. runtime: one of `RUNTIMES`. random: whether the bundle's weights are."""
+    """bundle: a directory. runtime: one of `RUNTIMES`, or `INT8`. random: whether the bundle's weights are."""
 
     def __init__(self, bundle: Path, runtime: str, mammogram: Mammogram, threads: int, random: bool) -> None:
-        sets = [*RUNTIMES[runtime], f"runtime.threads={threads}"]
+        sets = [*(RUNTIMES | RUNTIMES_OF_INT8)[runtime], f"runtime.threads={threads}"]
         if random and runtime == OURS:  # nothing to lose: the published networks are timed as they would run
             sets.append("runtime.precision=auto")
         self.pipeline: Pipeline = mammoseg.load(bundle, sets)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import medians
 from benchmarks.work import gflop
-from mammoseg.bundle import NETWORKS, open_bundle
+from mammoseg.bundle import NETWORKS, open_bundle, write_sums
 from mammoseg.config import from_dict
 from mammoseg.detection.predictor import DetectorSpec
 from mammoseg.experiments.quantise import quantise_network
@@ -31,13 +31,11 @@ def int8(bundle: Path, folder: Path, threads: int, repeats: int, rates: dict[str
     Also in processor time, over all threads, which other programs on the machine disturb less. The ranges are taken from
     noise: what INT8 costs in accuracy is for the parity gate, and time does not depend on it.
     """
-    copy = folder / f"int8-{bundle.name}"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(bundle, copy)
+    copy, found = quantised(bundle, folder)
     inputs = one_image(bundle)
     out: dict[str, Any] = {}
     for name in NETWORKS:
-        made = quantise_network(bundle, name, inputs[name], copy)
+        made = found[name]
         lanes = LANES if name == "detector" else 1
         networks = {p: load_network(copy, name, RuntimeConfig(precision=p, threads=threads), lanes) for p in PRECISIONS}  # type: ignore[arg-type]
 
@@ -59,8 +57,18 @@ def int8(bundle: Path, folder: Path, threads: int, repeats: int, rates: dict[str
             "share_of_matmul_rate": {p: work / s / rates[p] for p, s in seconds.items()},
             "convolutions_in_floating_point": made["in_floating_point"],
         }
-    shutil.rmtree(copy)
     return out
+
+
+def quantised(bundle: Path, folder: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A copy of `bundle` with both networks in INT8, ranges from noise, and what `quantise_network` says of each."""
+    copy = folder / f"int8-{bundle.name}"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(bundle, copy)
+    inputs = one_image(bundle)
+    found = {name: quantise_network(bundle, name, inputs[name], copy) for name in NETWORKS}
+    write_sums(copy)
+    return copy, found
 
 
 def one_image(bundle: Path) -> dict[str, Inputs]:

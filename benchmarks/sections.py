@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydicom.pixels import get_decoder
 
-from benchmarks.contenders import OURS, RIVALS, RUNTIMES, Contender
+from benchmarks.contenders import INT8, OURS, RIVALS, RUNTIMES, Contender
 from benchmarks.inputs import SIZES, SYNTAXES, mammogram, write_dicom
 from benchmarks.timing import child, command, median, medians
 from benchmarks.work import gflop
@@ -48,16 +48,24 @@ def decoding(folder: Path, repeats: int) -> dict[str, Any]:
     return out
 
 
-def contest(bundle: Path, threads: int, repeats: int, random: bool) -> dict[str, Any]:
-    """Decoded image of 3328 × 4084 to findings and mask, by every runtime in turns; ratios to ours."""
+def contest(bundle: Path, threads: int, repeats: int, random: bool, in_int8: Path | None = None) -> dict[str, Any]:
+    """Decoded image of 3328 × 4084 to findings and mask, by every runtime in turns; ratios to ours.
+
+    in_int8: the bundle with both networks in INT8, which is timed too and has ratios of its own.
+    """
     image = mammogram(LARGE)
     contenders = {name: Contender(bundle, name, image, threads, random) for name in RUNTIMES}
+    if in_int8 is not None:
+        contenders[INT8] = Contender(in_int8, INT8, image, threads, random)
     seconds = medians({name: c.run for name, c in contenders.items()}, repeats)
-    ours = seconds[OURS]
-    best_torch = min(seconds[n] for n in RIVALS if n.startswith("torch"))
+    rivals = {
+        "torch_f32": min(seconds[n] for n in RIVALS if n.startswith("torch")),
+        "onnxruntime_f32": seconds["onnxruntime_f32"],
+    }
     return {
         "seconds": seconds,
-        "ratios": {"torch_f32": best_torch / ours, "onnxruntime_f32": seconds["onnxruntime_f32"] / ours},
+        "ratios": {name: theirs / seconds[OURS] for name, theirs in rivals.items()},
+        "int8_ratios": {name: theirs / seconds[INT8] for name, theirs in rivals.items() if INT8 in seconds},
         "precision": contenders[OURS].precisions,
         "turns": repeats,
     }
