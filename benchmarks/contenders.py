@@ -18,16 +18,15 @@ from mammoseg.pipeline import Pipeline
 from mammoseg.types import Findings, Mammogram
 
 Maps = list[NDArray[np.float32]]
-OURS = "openvino"
+OURS, INT8 = "openvino", "openvino_int8"
 RUNTIMES = {
     OURS: ("runtime.kind=openvino",),  # in the precisions that the bundle's gate allows
     "openvino_f32": ("runtime.kind=openvino", "runtime.precision=f32"),
     "onnxruntime_f32": ("runtime.kind=onnxruntime", "runtime.precision=f32"),
     "torch_f32_nchw": ("runtime.kind=torch", "runtime.precision=f32"),
     "torch_f32_channels_last": ("runtime.kind=torch", "runtime.precision=f32"),
+    INT8: ("runtime.kind=openvino", "runtime.precision=int8"),  # of a bundle that holds both networks so, gate or no gate
 }
-INT8 = "openvino_int8"  # of a bundle that holds both networks so, gate or no gate
-RUNTIMES_OF_INT8 = {INT8: ("runtime.kind=openvino", "runtime.precision=int8")}
 RIVALS = ("onnxruntime_f32", "torch_f32_nchw", "torch_f32_channels_last")
 
 
@@ -73,10 +72,10 @@ class Recorded:
 
 
 class Contender:
-    """bundle: a directory. runtime: one of `RUNTIMES`, or `INT8`. random: whether the bundle's weights are."""
+    """bundle: a directory. runtime: one of `RUNTIMES`. random: whether the bundle's weights are."""
 
     def __init__(self, bundle: Path, runtime: str, mammogram: Mammogram, threads: int, random: bool) -> None:
-        sets = [*(RUNTIMES | RUNTIMES_OF_INT8)[runtime], f"runtime.threads={threads}"]
+        sets = [*RUNTIMES[runtime], f"runtime.threads={threads}"]
         if random and runtime == OURS:  # nothing to lose: the published networks are timed as they would run
             sets.append("runtime.precision=auto")
         self.pipeline: Pipeline = mammoseg.load(bundle, sets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,7 @@ def int8(bundle: Path, folder: Path, threads: int, repeats: int, rates: dict[str
     return out
 
 
+@functools.cache
 def quantised(bundle: Path, folder: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     """A copy of `bundle` with both networks in INT8, ranges from noise, and what `quantise_network` says of each."""
     copy = folder / f"int8-{bundle.name}"

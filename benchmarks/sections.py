@@ -54,9 +54,8 @@ def contest(bundle: Path, threads: int, repeats: int, random: bool, in_int8: Pat
     in_int8: the bundle with both networks in INT8, which is timed too and has ratios of its own.
     """
     image = mammogram(LARGE)
-    contenders = {name: Contender(bundle, name, image, threads, random) for name in RUNTIMES}
-    if in_int8 is not None:
-        contenders[INT8] = Contender(in_int8, INT8, image, threads, random)
+    bundles = {name: in_int8 if name == INT8 else bundle for name in RUNTIMES}
+    contenders = {n: Contender(path, n, image, threads, random) for n, path in bundles.items() if path is not None}
     seconds = medians({name: c.run for name, c in contenders.items()}, repeats)
     rivals = {
         "torch_f32": min(seconds[n] for n in RIVALS if n.startswith("torch")),

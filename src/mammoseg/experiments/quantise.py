@@ -47,7 +47,7 @@ class _Recorder:
     """A network that keeps what it is given."""
 
     def __init__(self, network: Network) -> None:
-        self._network, self.lanes = network, 1  # in an order that does not change
+        self._network = network
         self.inputs: Inputs = []
 
     def __call__(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -113,7 +113,8 @@ def record_inputs(bundle: Bundle, items: Sequence[DatasetItem]) -> dict[str, Inp
     runtime = RuntimeConfig(threads=settings.runtime.threads)
     pipeline: Pipeline = load(bundle.directory, config=replace(settings, runtime=runtime))
     detector, segmenter = _Recorder(pipeline.detector.network), _Recorder(pipeline.segmenter.network)  # type: ignore[arg-type]
-    pipeline.detector.network, pipeline.segmenter.network, pipeline.detector.lanes = detector, segmenter, 1
+    pipeline.detector.network, pipeline.segmenter.network = detector, segmenter
+    pipeline.detector.lanes = 1  # inputs in an order that does not change
     for item in items:
         mammogram = load_item(item)
         pipeline.analyze(mammogram)
@@ -125,7 +126,7 @@ def quantise_network(directory: Path, network: str, inputs: Inputs, out: Path) -
     """Writes the graph of `network` of the bundle in `directory` in INT8 into the folder `out`, calibrated on `inputs`.
 
     The graph holds ranges alone: the parameters it rounds are those of the bundle. Returns, JSON-able, how many convolutions
-    there are and how many stay in floating point.
+    there are and how many stay in floating point. Raises BundleError where nncf gives a graph that reads other parameters.
     """
     with no_telemetry(), contextlib.redirect_stdout(sys.stderr):  # it shows its progress where results belong
         import nncf
