@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from safetensors.torch import save_file
 
 from mammoseg.detection import BACKBONES, DETECTORS, build_detector, efficientnet_lite, lookup
@@ -16,6 +17,8 @@ from mammoseg.detection.darknet_weights import Header, load_darknet, load_timm_d
 from mammoseg.detection.efficientnet_lite import EfficientNetLite
 from mammoseg.detection.yolov3 import Darknet53, YoloConfig, YoloV3
 from mammoseg.errors import ConfigError, TrainingError
+from mammoseg.experiments.export import export_graph
+from mammoseg.runtime.graph import fill_parameters
 
 LITE = {"backbone": "efficientnet_lite0", "neck_widths": [16, 24, 32], "neck_pairs": 1}
 
@@ -90,6 +93,30 @@ def test_stride_two_pads_as_tensorflow_same() -> None:
 
     out = conv_norm(network.conv_stem, network.bn1, x, False)[0, 0] * (1 + 1e-3) ** 0.5
     torch.testing.assert_close(out, x[0, 0, ::2, ::2] * 3)  # windows start at 0, 2, 4, ...: nothing is padded before
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(8, 12), (9, 7)])
+def test_a_convolution_of_stride_two_is_one_node_of_the_exported_graph(kernel: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(4, 4, kernel, 2, groups=4, bias=False), torch.nn.BatchNorm2d(4).eval()
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv, norm
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return efficientnet_lite.conv_norm(self.conv, self.norm, x, False)
+
+    layer = Layer().eval()
+    graph = export_graph(layer, channels=4)
+    assert [node.op_type for node in graph.graph.node] == ["Conv", "BatchNormalization"]
+    fill_parameters(graph, {k: v.numpy() for k, v in layer.state_dict().items()}, "here")
+    x = torch.randn(2, 4, *size)
+    (got,) = ReferenceEvaluator(graph).run(None, {"image": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(got, layer(x).numpy(), atol=1e-5)
 
 
 def test_synthetic_conv74_loads_and_writes_back_equal(tmp_path: Path) -> None:

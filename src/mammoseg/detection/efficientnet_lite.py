@@ -70,6 +70,21 @@ class _DepthwiseConv(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None
 
 
+class _ExportedConv(torch.autograd.Function):
+    """A convolution of stride 2 with uneven padding, which ONNX has and torch has not: one node of the exported graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor:
+        before, after = padding - 1, padding + 1
+        return F.conv2d(F.pad(x, (before, after, before, after)), weight, None, 2, 0, 1, groups)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, weight: Any, padding: int, groups: int) -> Any:
+        """The node; g: the exporter's graph."""
+        pads = [padding - 1, padding - 1, padding + 1, padding + 1]
+        return g.op("Conv", x, weight, pads_i=pads, strides_i=[2, 2], dilations_i=[1, 1], group_i=groups)
+
+
 def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     stride = conv.stride[0]
     if conv.groups > 1 and conv.kernel_size[0] > 3 and conv.training and x.device.type == "cpu" and x.dtype == torch.bfloat16:
@@ -84,19 +99,22 @@ def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, folded: bool) ->
     """
     stride = conv.stride[0]
     padding = conv.kernel_size[0] // 2
-    if stride == 2:
-        padding += (
-            1  # "SAME" on even sizes begins one later than symmetric padding: pad one more, drop the first row and column
-        )
+    shifted = stride == 2  # "SAME" on even sizes begins one later than symmetric padding
+    if shifted and torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        apply: Callable[..., Tensor] = _ExportedConv.apply
+        normed: Tensor = norm(apply(x, conv.weight, padding, conv.groups))
+        return normed
+    if shifted:
+        padding += 1  # pad one more, drop the first row and column
     if folded:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = conv.weight * scale[:, None, None, None]
         y = _convolve(conv, x, weight, norm.bias - norm.running_mean * scale, padding)
-        return y[:, :, 1:, 1:] if stride == 2 else y
+        return y[:, :, 1:, 1:] if shifted else y
     y = _convolve(conv, x, conv.weight, None, padding)
-    normed: Tensor = norm(y[:, :, 1:, 1:] if stride == 2 else y)
+    normed = norm(y[:, :, 1:, 1:] if shifted else y)
     return normed
 
 

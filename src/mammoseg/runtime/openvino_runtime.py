@@ -20,7 +20,7 @@ from mammoseg.bundle import graph_file, int8_networks
 from mammoseg.errors import BundleError
 from mammoseg.runtime import RuntimeConfig, check_input
 from mammoseg.runtime.compiled_cache import cache_folder, cache_key, read_cached, write_cached
-from mammoseg.runtime.processor import describe_processor
+from mammoseg.runtime.processor import describe_processor, has_bf16
 
 
 @contextlib.contextmanager
@@ -90,7 +90,9 @@ class OpenVinoNetwork:
         threads = settings.threads or processors()
         self.lanes = max(1, min(lanes, threads))
         precision = settings.precision_of(name, int8_networks(directory))
-        hint = "f32" if precision == "int8" else precision  # of what a network in INT8 keeps in floating point
+        hint = precision
+        if precision == "int8":  # of what the network keeps in floating point
+            hint = "bf16" if has_bf16() else "f32"
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
