@@ -51,6 +51,17 @@ def test_decode_equals_its_definition(xy_scale: float, classes: int) -> None:
     assert 0 < kept.sum() < len(scores)
     np.testing.assert_array_equal(some, boxes[kept])
     np.testing.assert_array_equal(high, scores[kept])
+    best, first = decode(maps, spec, most=17)
+    kept = scores >= np.sort(scores)[-17]
+    np.testing.assert_array_equal(best, boxes[kept])
+    np.testing.assert_array_equal(first, scores[kept])
+    for enough in (len(scores), len(scores) + 1):
+        np.testing.assert_array_equal(decode(maps, spec, most=enough)[0], boxes)
+
+
+def test_decode_keeps_equal_scores_beyond_the_most() -> None:
+    maps = [np.zeros((18, 64 // s, 64 // s), np.float32) for s in (8, 16, 32)]
+    assert len(decode(maps, DetectorSpec(), most=10)[1]) == 3 * (64 + 16 + 4)
 
 
 def test_decode_refuses_maps_of_another_layout() -> None:
@@ -124,6 +135,34 @@ def test_detection_lies_on_the_object_in_native_pixels_at_every_scale(frame: Fra
         _, transform = network_frame(FrameSource.of(pixels, measure(pixels, frame)), size, frame.aspect)
         side = transform.boxes(detections.boxes)[0]
         np.testing.assert_allclose(side[2:] - side[:2], ANCHORS[2], atol=1e-6)
+
+
+class _SeesMoreBelow:
+    """Small boxes in all cells of the finest map, three in each, the lower the better."""
+
+    def __call__(self, x: np.ndarray) -> list[np.ndarray]:
+        height, width = x.shape[2:]
+        maps = [np.full((1, 18, height // s, width // s), -20.0, np.float32) for s in (8, 16, 32)]
+        cells = maps[0].reshape(3, 6, height // 8, width // 8)
+        cells[:, :4], cells[:, 5] = 0, 8
+        cells[:, 4] = np.linspace(-2, 2, height // 8)[:, None]
+        return maps
+
+
+@pytest.mark.parametrize("height", [40, 256, 512])
+def test_boxes_in_the_padding_do_not_crowd_out_those_in_the_image(height: int) -> None:
+    spec = DetectorSpec(anchors=((6.0, 6.0),) * 9, frame=FrameConfig(aspect="keep"), scales=((512, 512),))
+    mammogram = Mammogram(np.full((height, 512), 0.5, np.float32), "x")  # what is left of the frame's height is padding
+    (found,) = Detector(_SeesMoreBelow(), spec).detect(mammogram, nms_iou=1.0)
+    source = FrameSource.of(mammogram.pixels, measure(mammogram.pixels, spec.frame))
+    image, transform = network_frame(source, (512, 512), "keep")
+    boxes, scores = decode([m[0] for m in _SeesMoreBelow()(image[None, None])], spec)
+    boxes = transform.inverse(source.size).boxes(boxes)
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
+    inside = boxes[:, 3] > boxes[:, 1]
+    best = np.sort(scores[inside])[::-1][:1000]
+    np.testing.assert_array_equal(found.scores, best)
+    assert len(best) == 1000
 
 
 def test_scale_that_is_no_multiple_of_32_is_refused() -> None:

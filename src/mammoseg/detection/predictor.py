@@ -64,12 +64,13 @@ class DetectorSpec:
 
 
 def decode(
-    maps: Sequence[NDArray[np.float32]], spec: DetectorSpec, score_min: float = 0.0
+    maps: Sequence[NDArray[np.float32]], spec: DetectorSpec, score_min: float = 0.0, most: int | None = None
 ) -> tuple[Boxes, NDArray[np.float64]]:
     """Raw maps of one image, f32[A·(5 + classes), h, w] per stride, to boxes f64[N, 4] (`xyxy`, network input) and scores.
 
     Box: centre (σ(t)·s − (s − 1)/2 + cell)·stride, size anchor·exp(t) (Redmon and Farhadi 2018, Sect. 2.1); score:
-    σ(objectness)·σ(best class). Boxes that score below `score_min` are left out. Raises ValueError on maps of another layout.
+    σ(objectness)·σ(best class). Boxes that score below `score_min` are left out, and, where there are more than `most`, those
+    that score below the last of the best so many. Raises ValueError on maps of another layout.
     """
     if spec.layout == "boxes":
         if len(maps) != 1 or maps[0].ndim != 3 or maps[0].shape[0] != 5:
@@ -79,18 +80,24 @@ def decode(
         return values[:4, kept].T, values[4, kept]
     if len(maps) != len(spec.strides):
         raise ValueError(f"decode: expected {len(spec.strides)} maps, got {len(maps)}")
-    boxes, scores = [], []
-    for level, (raw, stride) in enumerate(zip(maps, spec.strides, strict=True)):
+    levels = []
+    for level, raw in enumerate(maps):
         anchors = spec.anchors_of(level)
         if raw.ndim != 3 or raw.shape[0] % len(anchors) or raw.shape[0] // len(anchors) < 6:
             raise ValueError(f"decode: expected a map of {len(anchors)}·(5 + classes) channels, got shape {raw.shape}")
         t = raw.reshape(len(anchors), -1, *raw.shape[1:])  # (A, 5 + classes, h, w)
-        score = _sigmoid(t[:, 4].astype(np.float64)) * _sigmoid(t[:, 5:].max(axis=1).astype(np.float64))
+        levels.append((t, _sigmoid(t[:, 4].astype(np.float64)) * _sigmoid(t[:, 5:].max(axis=1).astype(np.float64))))
+    if most is not None:
+        every = np.concatenate([score.ravel() for _, score in levels])
+        if len(every) > most:
+            score_min = max(score_min, float(np.partition(every, -most)[-most]))
+    boxes, scores = [], []
+    for level, (t, score) in enumerate(levels):
         a, row, column = np.nonzero(score >= score_min)
         picked = t[a, :4, row, column].astype(np.float64)  # (N, 4)
         offset = _sigmoid(picked[:, :2]) * spec.xy_scale - (spec.xy_scale - 1) / 2
-        centre = (offset + np.stack([column, row], axis=1)) * stride
-        half = anchors[a] * np.exp(picked[:, 2:].clip(-_EXP_LIMIT, _EXP_LIMIT)) / 2
+        centre = (offset + np.stack([column, row], axis=1)) * spec.strides[level]
+        half = spec.anchors_of(level)[a] * np.exp(picked[:, 2:].clip(-_EXP_LIMIT, _EXP_LIMIT)) / 2
         boxes.append(np.concatenate([centre - half, centre + half], axis=1))
         scores.append(score[a, row, column])
     return np.concatenate(boxes), np.concatenate(scores)
@@ -134,11 +141,16 @@ class Detector:
         grey = (image - np.float32(self.spec.mean)) / np.float32(self.spec.std)
         x = np.repeat(grey[None, None], self.spec.channels, axis=1)
         maps = [m[0] for m in self.network(np.ascontiguousarray(x, dtype=np.float32))]
-        boxes, scores = decode(maps, self.spec, score_min)
         native = source.size
-        boxes = clip_boxes(transform.inverse(native).boxes(boxes), native)
-        solid = np.flatnonzero(box_area(boxes) > 0)
-        boxes, scores = boxes[solid], scores[solid]
+        back = transform.inverse(native)
+        for most in (2 * _MOST_BOXES, None):  # all where too many of the best lie outside the image
+            boxes, scores = decode(maps, self.spec, score_min, most)
+            decoded = len(boxes)
+            boxes = clip_boxes(back.boxes(boxes), native)
+            solid = np.flatnonzero(box_area(boxes) > 0)
+            boxes, scores = boxes[solid], scores[solid]
+            if len(solid) >= _MOST_BOXES or (most is not None and decoded < most):
+                break
         best = np.argsort(-scores, kind="stable")[:_MOST_BOXES]
         kept = best[nms(boxes[best], scores[best], nms_iou)]
         return Detections(boxes[kept], scores[kept].clip(0.0, 1.0), native, f"{size[1]}x{size[0]}", nms_iou)
