@@ -97,6 +97,7 @@ def test_a_detector_fine_tuned_from_the_installed_one_is_bundled_segments_and_is
         "detector_films_digital",
         "detector_yolov3",
         "segmenter",
+        "segmenter_256",
         "segmenter_finish",
         "segmenter_paper",
     ],

@@ -251,7 +251,7 @@ def test_windows_in_memory_show_what_the_whole_image_shows(data: Path) -> None:
             np.testing.assert_allclose(true_crop(region, drawn[0], SMALL.crop)[0], whole, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["segmenter", "segmenter_finish", "segmenter_paper", "segmenter_shipped"])
+@pytest.mark.parametrize("name", ["segmenter", "segmenter_256", "segmenter_finish", "segmenter_paper", "segmenter_shipped"])
 def test_shipped_configs_are_read(name: str) -> None:
     config = load_toml(SegmenterTrainConfig, CONFIGS / f"{name}.toml")
     assert config.crop.size % 16 == 0
