@@ -91,8 +91,8 @@ class OpenVinoNetwork:
         self.lanes = max(1, min(lanes, threads))
         precision = settings.precision_of(name, int8_networks(directory))
         hint = precision
-        if precision == "int8":  # of what the network keeps in floating point
-            hint = "bf16" if has_bf16() else "f32"
+        if precision == "int8":  # what the network keeps in floating point, in the precision it would have without INT8
+            hint = "bf16" if has_bf16() and name not in settings.f32_networks else "f32"
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
