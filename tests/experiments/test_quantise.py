@@ -36,7 +36,7 @@ from mammoseg.io.load import load_mammogram
 from mammoseg.pipeline import load, settings_of
 from mammoseg.runtime import RuntimeConfig, load_network
 from mammoseg.runtime.graph import load_filled, needed_parameters
-from mammoseg.runtime.processor import has_int8
+from mammoseg.runtime.processor import has_bf16, has_int8
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no INT8")
 DRIVER = """
@@ -135,6 +135,17 @@ def test_convolutions_are_computed_in_8_bits(quantised: tuple[Path, list[str]], 
     for f, e in zip(found, expected, strict=True):
         off = np.linalg.norm(f - e) / np.linalg.norm(e - e.mean())
         assert 1e-4 < off < 0.5, "8 bits are neither exact nor far off"
+
+
+@needs_int8
+@pytest.mark.parametrize("kept", [(), ("segmenter",)])
+def test_what_stays_in_floating_point_has_the_precision_that_the_network_would_have_without_int8(
+    quantised: tuple[Path, list[str]], kept: tuple[str, ...]
+) -> None:
+    settings = RuntimeConfig(precision="int8", f32_networks=kept, threads=1)
+    compiled = load_network(quantised[0], "segmenter", settings)._compiled  # type: ignore[attr-defined]
+    expected = "bf16" if has_bf16() and not kept else "f32"
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == expected
 
 
 def test_findings_through_int8_agree(quantised: tuple[Path, list[str]], exam: Path) -> None:
