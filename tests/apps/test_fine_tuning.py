@@ -15,6 +15,7 @@ from mammoseg.datasets import read_dataset
 from mammoseg.datasets.phantom import PhantomConfig
 from mammoseg.datasets.phantom_files import write_exams
 from mammoseg.datasets.splits import load_fold
+from mammoseg.experiments import train_detector
 from mammoseg.pipeline import settings_of
 
 torch = pytest.importorskip("torch")
@@ -105,6 +106,13 @@ def test_a_detector_fine_tuned_from_the_installed_one_is_bundled_segments_and_is
 def test_the_settings_to_begin_with_train_in_this_process_alone(name: str) -> None:
     kind = importlib.import_module(f"mammoseg.experiments.train_{name.partition('_')[0]}")
     assert kind.read_settings(CONFIGS / f"{name}.toml").training.devices == 1
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("detector_*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_of_a_detector_is_read_with_all_its_runs(path: Path) -> None:
+    config = train_detector.read_settings(path)
+    for stage in config.before:
+        assert config.of_stage(stage).training.steps > 0
 
 
 def test_a_segmenter_goes_on_from_the_installed_int8_bundle(mine: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from mammoseg.bundle import graph_file, int8_networks
 from mammoseg.errors import BundleError
 from mammoseg.runtime import RuntimeConfig, check_input
 from mammoseg.runtime.compiled_cache import cache_folder, cache_key, read_cached, write_cached
-from mammoseg.runtime.processor import describe_processor, has_bf16
+from mammoseg.runtime.processor import describe_processor
 
 
 @contextlib.contextmanager
@@ -90,9 +91,8 @@ class OpenVinoNetwork:
         threads = settings.threads or processors()
         self.lanes = max(1, min(lanes, threads))
         precision = settings.precision_of(name, int8_networks(directory))
-        hint = precision
-        if precision == "int8":  # what the network keeps in floating point, in the precision it would have without INT8
-            hint = "bf16" if has_bf16() and name not in settings.f32_networks else "f32"
+        # What a network in INT8 keeps in floating point has the precision that the network would have without INT8.
+        hint = replace(settings, precision="auto").precision_of(name) if precision == "int8" else precision
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
